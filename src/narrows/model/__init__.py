@@ -1,0 +1,1 @@
+"""The DeepSeek-V4 network. It knows no files, no servers, no scheduling."""
