@@ -1,0 +1,50 @@
+"""The lightning indexer's selection, streaming over the entries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from narrows.ops.dtypes import wide
+from narrows.ops.pages import Pages
+from narrows.ops.tiles import ELEMENT_BUDGET, Tiles
+from narrows.ops.topk import top_k
+
+
+@torch.no_grad()
+def index_topk(
+    queries: Tensor, weights: Tensor, keys: Pages, visible: Tensor, tiles: Tiles, *, k: int, most: int
+) -> Tensor:
+    """The k entries with the highest scores Σ_h w_h · ReLU(q_h · key) among those a row may see (R eqs. 15-17).
+
+    queries [N, h, c], weights [N, h] (all scaling folded in), keys' storage [M, c], visible int64 [N]: row n may see
+    the entries below visible[n]; most: the largest of them. Entries are read in blocks and a running top-k is kept,
+    so nothing of size rows × entries exists.
+    -> int64 [N, k]: entry numbers within the row's segment, ascending; -1 where fewer are visible. Of equal scores
+    the lower entry wins.
+    """
+    size, (heads, dim) = tiles.rows.shape[1], queries.shape[1:]
+    block = max(k, min(most, ELEMENT_BUDGET // (size * heads)))
+    dtype = wide(queries.dtype)
+    out = []
+    for group in tiles.groups(block * max(size * heads, dim)):
+        rows, segment = tiles.rows[group], tiles.segment[group]
+        q = queries[rows].to(dtype).flatten(1, 2)
+        w = weights[rows].to(dtype)[:, :, None, :]
+        limit = visible[rows][:, :, None]
+        best = torch.full((*rows.shape, 0), -torch.inf, dtype=dtype, device=rows.device)
+        best_entry = rows.new_empty((*rows.shape, 0))
+        for start in range(0, most, block):
+            entry = torch.arange(start, min(start + block, most), device=rows.device)
+            key = keys.gather(segment[:, None], entry).to(dtype)
+            products = torch.relu_(torch.bmm(q, key.mT)).unflatten(1, (size, heads))
+            scores = torch.matmul(w, products).squeeze(2).masked_fill_(entry >= limit, -torch.inf)
+            # Candidates stay in ascending order of entry, so that top_k's rule for ties is ours.
+            best = torch.cat((best, scores), dim=-1)
+            best_entry = torch.cat((best_entry, entry.expand_as(scores)), dim=-1)
+            chosen = top_k(best, k)
+            found = chosen >= 0
+            best = best.gather(-1, chosen.clamp(min=0)).masked_fill_(~found, -torch.inf)
+            best_entry = best_entry.gather(-1, chosen.clamp(min=0)).masked_fill_(~found, -1)
+        out.append(best_entry)
+    return tiles.untile(out)
