@@ -1,0 +1,209 @@
+"""Where a forward step finds the past. History is asked, never reached into.
+
+It keeps, per layer, *recent rows* (the last few rows of window KV and of the compressors' inputs) and *entries*
+(compressed KV and index keys). What a layer reads is what the history stores, in prefill as in decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from narrows.model.config import LayerKind, ModelConfig
+from narrows.model.segments import Recent, Segment, Step, Windows
+from narrows.ops.dtypes import wide
+from narrows.ops.pages import Pages
+
+Key = tuple[int, str]
+"""Layer number, and what of that layer: "window", "compressor", "indexer" (and "entries", "keys")."""
+
+
+class History(Protocol):
+    """What a forward step asks for."""
+
+    def begin(self, step: Step) -> None:
+        """Check that the step's segments continue what is stored; ValueError if not."""
+
+    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
+        """Store `rows` [N, f]; return [recent.total, f]: every segment's kept past rows, then its new ones."""
+
+    def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
+        """Store the entries [n, f] of the windows just completed; return all entries."""
+
+    def commit(self, step: Step) -> None:
+        """All layers are done: the step's tokens now belong to the past."""
+
+
+class BatchHistory:
+    """No past, and nothing kept: the history of a training batch. It differentiates."""
+
+    def begin(self, step: Step) -> None:
+        if any(segment.past for segment in step.segments):
+            raise ValueError("a segment with a past needs a history")
+
+    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
+        return rows
+
+    def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
+        return Pages(new, windows.first_new[:, None], max(windows.most, 1))
+
+    def commit(self, step: Step) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A slot's history at one moment; shares no memory with it."""
+
+    length: int
+    undoable: int
+    recent: dict[Key, Tensor]
+    entries: dict[Key, Tensor]
+
+
+class ContiguousHistory:
+    """A slot a sequence; each slot's entries in one growing piece. Simple, for one or a few sequences, without grad.
+
+    `rollback`: how many tokens `roll_back` may take back at once.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        slots: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        rollback: int = 0,
+        layer_types: tuple[LayerKind, ...] | None = None,
+    ) -> None:
+        self._config, self._slots, self._rollback = config, slots, rollback
+        self._device = torch.device(device)
+        self._lengths = [0] * slots
+        self._undoable = [0] * slots
+        self._recent: dict[Key, Tensor] = {}
+        self._entries: dict[Key, Tensor] = {}
+        self._ratio: dict[Key, int] = {}
+
+        def recent(layer: int, name: str, rows: int, features: int, kept: torch.dtype) -> None:
+            self._recent[layer, name] = torch.zeros(slots, rows + rollback, features, dtype=kept, device=device)
+
+        def entries(layer: int, name: str, ratio: int, features: int) -> None:
+            self._ratio[layer, name] = ratio
+            self._entries[layer, name] = torch.zeros(slots, 16, features, dtype=dtype, device=device)
+
+        for layer, kind in enumerate(config.layer_types if layer_types is None else layer_types):
+            recent(layer, "window", config.sliding_window - 1, config.head_dim, dtype)
+            if kind is LayerKind.HCA:
+                recent(layer, "compressor", config.hca_ratio - 1, 2 * config.head_dim, wide(dtype))
+                entries(layer, "compressor", config.hca_ratio, config.head_dim)
+            elif kind is LayerKind.CSA:
+                for name, features in (("compressor", config.head_dim), ("indexer", config.index_head_dim)):
+                    recent(layer, name, 2 * config.csa_ratio - 1, 4 * features, wide(dtype))
+                    entries(layer, name, config.csa_ratio, features)
+
+    @classmethod
+    def for_mtp(cls, config: ModelConfig, **options: object) -> ContiguousHistory:
+        """The MTP block's own history: one sliding layer."""
+        return cls(config, layer_types=(LayerKind.SLIDING,), **options)  # type: ignore[arg-type]
+
+    # -- what a step asks -----------------------------------------------------------------------------------------
+
+    def begin(self, step: Step) -> None:
+        slots = [segment.slot for segment in step.segments]
+        if len(set(slots)) != len(slots):
+            raise ValueError("two segments of one step share a slot")
+        for segment in step.segments:
+            if segment.past != self.length(segment.slot):
+                raise ValueError(
+                    f"the segment says {segment.past} past tokens, but slot {segment.slot} holds "
+                    f"{self.length(segment.slot)}"
+                )
+
+    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
+        buffer = self._recent[layer, name]
+        capacity = buffer.shape[1]
+        rows = rows.detach().to(buffer.dtype)
+        parts = []
+        new_rows = rows.split([segment.rows for segment in step.segments])
+        for segment, kept, new in zip(step.segments, recent.kept, new_rows, strict=True):
+            with_past = torch.cat((buffer[segment.slot], new))
+            parts.append(with_past[capacity - kept :])
+            buffer[segment.slot] = with_past[segment.rows :]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
+        pool = self._entries[layer, name]
+        if windows.most > pool.shape[1]:
+            grown = pool.new_zeros(self._slots, max(windows.most, 2 * pool.shape[1]), pool.shape[2])
+            grown[:, : pool.shape[1]] = pool
+            self._entries[layer, name] = pool = grown
+        start = 0
+        for segment, before, count in zip(step.segments, windows.before, windows.new, strict=True):
+            pool[segment.slot, before : before + count] = new[start : start + count].detach().to(pool.dtype)
+            start += count
+        first = torch.tensor([segment.slot * pool.shape[1] for segment in step.segments], device=self._device)
+        return Pages(pool.flatten(0, 1), first[:, None], pool.shape[1])
+
+    def commit(self, step: Step) -> None:
+        for segment in step.segments:
+            self._lengths[segment.slot] += segment.rows
+            self._undoable[segment.slot] = min(self._undoable[segment.slot] + segment.rows, self._rollback)
+
+    # -- what its owner asks --------------------------------------------------------------------------------------
+
+    def length(self, slot: int = 0) -> int:
+        """Tokens that the slot holds."""
+        if not 0 <= slot < self._slots:
+            raise ValueError(f"there is no slot {slot}; this history has {self._slots}")
+        return self._lengths[slot]
+
+    def segment(self, rows: int, slot: int = 0) -> Segment:
+        """The segment that continues this slot by `rows` tokens."""
+        return Segment(rows, self.length(slot), slot)
+
+    def reset(self, slot: int = 0) -> None:
+        """Forget everything in the slot."""
+        self.length(slot)
+        self._lengths[slot] = self._undoable[slot] = 0
+
+    def snapshot(self, slot: int = 0) -> Snapshot:
+        """A copy of the slot's history."""
+        length = self.length(slot)
+        return Snapshot(
+            length,
+            self._undoable[slot],
+            {key: buffer[slot].clone() for key, buffer in self._recent.items()},
+            {key: pool[slot, : length // self._ratio[key]].clone() for key, pool in self._entries.items()},
+        )
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Make the slot what it was when `snapshot` was taken."""
+        self.length(slot)
+        for key, rows in snapshot.recent.items():
+            self._recent[key][slot] = rows
+        for key, entries in snapshot.entries.items():
+            pool = self._entries[key]
+            if entries.shape[0] > pool.shape[1]:
+                grown = pool.new_zeros(self._slots, entries.shape[0], pool.shape[2])
+                grown[:, : pool.shape[1]] = pool
+                self._entries[key] = pool = grown
+            pool[slot, : entries.shape[0]] = entries
+        self._lengths[slot], self._undoable[slot] = snapshot.length, snapshot.undoable
+
+    def roll_back(self, slot: int, tokens: int) -> None:
+        """Take the slot's last `tokens` tokens back; ValueError beyond what is still kept for it."""
+        length = self.length(slot)
+        if not 0 <= tokens <= self._undoable[slot]:
+            raise ValueError(f"cannot roll back {tokens} of {length} tokens; {self._undoable[slot]} can be taken back")
+        for buffer in self._recent.values():
+            buffer[slot] = buffer[slot].roll(tokens, dims=0)
+        self._lengths[slot] = length - tokens
+        self._undoable[slot] -= tokens
+
+    def bytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (*self._recent.values(), *self._entries.values()))

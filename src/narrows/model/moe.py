@@ -1,0 +1,99 @@
+"""The mixture of experts: router, routed experts, shared expert (R §2.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from narrows.model.config import ModelConfig
+from narrows.ops.dtypes import wide
+from narrows.ops.experts import experts, swiglu
+from narrows.ops.route import route
+
+
+class Router(nn.Module):
+    """Chooses experts by affinity plus a balancing bias, or, in hash layers, by a table of the token's.
+
+    `bias` [E] and `tid2eid` [vocab, k] are buffers: no gradient moves them.
+    """
+
+    bias: Tensor
+    tid2eid: Tensor
+
+    def __init__(
+        self, config: ModelConfig, *, hashed: bool, dtype: torch.dtype, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        self.hashed, self.k, self.scale = hashed, config.num_experts_per_tok, config.routed_scaling_factor
+        count = config.n_routed_experts
+        self.weight = nn.Parameter(torch.empty(count, config.hidden_size, dtype=wide(dtype), device=device))
+        if hashed:
+            table = torch.empty(config.vocab_size, self.k, dtype=torch.int64, device=device)
+            self.register_buffer("tid2eid", table)
+        else:
+            self.register_buffer("bias", torch.empty(count, dtype=wide(dtype), device=device))
+
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, d], tokens [N] -> weights [N, k], experts [N, k]."""
+        logits = F.linear(x.to(self.weight.dtype), self.weight)
+        if self.hashed:
+            return route(logits, None, self.tid2eid[tokens], k=self.k, scale=self.scale)
+        return route(logits, self.bias, None, k=self.k, scale=self.scale)
+
+    def reset_parameters(self) -> None:
+        """No bias; in hash layers every token gets k distinct experts at random."""
+        if self.hashed:
+            order = torch.rand(self.tid2eid.shape[0], self.weight.shape[0], device=self.weight.device).argsort(-1)
+            self.tid2eid.copy_(order[:, : self.k])
+        else:
+            nn.init.zeros_(self.bias)
+
+
+class Experts(nn.Module):
+    """All routed experts, stacked: w13 [E, 2·width, d] (gate rows first, then up), w2 [E, d, width]."""
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str | None) -> None:
+        super().__init__()
+        count, width, d = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
+        self.limit = config.swiglu_limit
+        self.w13 = nn.Parameter(torch.empty(count, 2 * width, d, dtype=dtype, device=device))
+        self.w2 = nn.Parameter(torch.empty(count, d, width, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        return experts(x, weights, chosen, self.w13, self.w2, self.limit)
+
+
+class SharedExpert(nn.Module):
+    """The expert that every token passes through; clamped like the others."""
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str | None) -> None:
+        super().__init__()
+        d, width = config.hidden_size, config.moe_intermediate_size
+        self.limit = config.swiglu_limit
+        self.w1 = nn.Linear(d, width, bias=False, dtype=dtype, device=device)
+        self.w2 = nn.Linear(width, d, bias=False, dtype=dtype, device=device)
+        self.w3 = nn.Linear(d, width, bias=False, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(swiglu(self.w1(x), self.w3(x), self.limit))
+
+
+class MoE(nn.Module):
+    """A block's second sub-layer. After a forward pass in training mode `last_load` [E] counts each expert's tokens."""
+
+    def __init__(
+        self, config: ModelConfig, *, hashed: bool, dtype: torch.dtype, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        self.gate = Router(config, hashed=hashed, dtype=dtype, device=device)
+        self.experts = Experts(config, dtype=dtype, device=device)
+        self.shared_experts = SharedExpert(config, dtype=dtype, device=device)
+        self.last_load: Tensor | None = None
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x [N, d], tokens int64 [N] (read by hash layers) -> [N, d]."""
+        weights, chosen = self.gate(x, tokens)
+        if self.training:
+            self.last_load = chosen.flatten().bincount(minlength=self.gate.weight.shape[0])
+        return self.experts(x, weights, chosen) + self.shared_experts(x)

@@ -1,0 +1,125 @@
+"""The network: one forward step over packed tokens, for training and generation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from narrows.model.block import Block
+from narrows.model.config import ModelConfig
+from narrows.model.history import BatchHistory, History
+from narrows.model.hyper import HyperHead
+from narrows.model.mtp import MTPBlock
+from narrows.model.norm import RMSNorm
+from narrows.model.segments import Segment, Step
+from narrows.ops.dtypes import wide
+
+
+class Network(nn.Module):
+    """DeepSeek-V4. Parameters are uninitialised: load them, or call `initialise`.
+
+    Matrices have `dtype`; norms, mHC, sinks, router and compressor inputs are float32 at least.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        d, eps = config.hidden_size, config.rms_norm_eps
+        self.embed = nn.Embedding(config.vocab_size, d, dtype=dtype, device=device)
+        self.layers = nn.ModuleList(
+            Block(config, layer, kind, hashed=config.is_hash_layer(layer), dtype=dtype, device=device)
+            for layer, kind in enumerate(config.layer_types)
+        )
+        self.hc_head = HyperHead(config, dtype=dtype, device=device)
+        self.norm = RMSNorm(d, eps, dtype=dtype, device=device)
+        self.head = nn.Linear(d, config.vocab_size, bias=False, dtype=dtype, device=device)
+        self.mtp = nn.ModuleList(
+            MTPBlock(config, dtype=dtype, device=device) for _ in range(config.num_nextn_predict_layers)
+        )
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: History | None = None
+    ) -> Tensor:
+        """One step over N tokens of several sequences, packed.
+
+        tokens, positions int64 [N]; segments in the order of the rows; history None: every past is empty, nothing is
+        kept, and the step differentiates -> streams [N, hc_mult, d]. ValueError when these do not fit each other.
+        """
+        step, history = self._begin(tokens, positions, segments, history)
+        streams = self.embed(tokens)[:, None, :].repeat(1, self.config.hc_mult, 1)
+        for block in self.layers:
+            streams = block(streams, tokens, step, history)
+        history.commit(step)
+        return streams
+
+    def logits(self, streams: Tensor) -> Tensor:
+        """Next-token logits of the rows wanted: streams [R, hc_mult, d] -> [R, vocab], float32 at least."""
+        return self._head(self.norm(self.hc_head(streams)))
+
+    def mtp_forward(
+        self,
+        next_tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        streams: Tensor,
+        history: History | None = None,
+    ) -> Tensor:
+        """The MTP block over the streams of the same rows: next_tokens [N] are the tokens that follow them.
+
+        -> streams [N, hc_mult, d]. `history` is the MTP block's own (`ContiguousHistory.for_mtp`).
+        """
+        step, history = self._begin(next_tokens, positions, segments, history)
+        mtp = self._mtp()
+        streams = mtp(mtp.combine(self.embed(next_tokens), streams), next_tokens, step, history)
+        history.commit(step)
+        return streams
+
+    def mtp_logits(self, streams: Tensor) -> Tensor:
+        """Logits of the token after the next: the MTP block's streams [R, hc_mult, d] -> [R, vocab]."""
+        return self._head(self._mtp().collapse(streams))
+
+    def initialise(self) -> None:
+        """Draw all parameters afresh: matrices normal with `initializer_range`, the rest at their neutral values."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                nn.init.normal_(parameter, std=self.config.initializer_range)
+            for module in self.modules():
+                if module is not self and not isinstance(module, nn.Linear | nn.Embedding):
+                    reset = getattr(module, "reset_parameters", None)
+                    if reset is not None:
+                        reset()
+
+    def _begin(
+        self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: History | None
+    ) -> tuple[Step, History]:
+        if tokens.shape != positions.shape or tokens.dim() != 1:
+            raise ValueError(
+                f"tokens {list(tokens.shape)} and positions {list(positions.shape)} must be flat and equal"
+            )
+        step = Step(self.config, segments, positions)
+        history = BatchHistory() if history is None else history
+        history.begin(step)
+        return step, history
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.head(x).to(wide(x.dtype))
+
+    def _mtp(self) -> MTPBlock:
+        if not self.mtp:
+            raise ValueError("this network has no MTP block (num_nextn_predict_layers is 0)")
+        block = self.mtp[0]
+        assert isinstance(block, MTPBlock)
+        return block
+
+
+def positions_of(segments: Sequence[Segment], device: torch.device | str = "cpu") -> Tensor:
+    """Every row's position: past, past + 1, ... in each segment. int64 [N]."""
+    return torch.cat([torch.arange(s.past, s.past + s.rows) for s in segments]).to(device)

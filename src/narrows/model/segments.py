@@ -1,0 +1,180 @@
+"""Segments, and the Step that a list of them becomes: every index that the layers need, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from narrows.model.config import LayerKind, ModelConfig
+from narrows.ops.rope import rope_angles, rope_frequencies
+from narrows.ops.tiles import Tiles
+
+# Rows per attention tile: a tile reads size + window - 1 keys, so longer tiles waste less on gathering them and
+# more on masked scores.
+TILE = 64
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`rows` consecutive tokens of one sequence, of which `past` tokens are already in history `slot`."""
+
+    rows: int
+    past: int = 0
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class Recent:
+    """How kept past rows and new rows of every segment lie in one storage: kept_0, new_0, kept_1, new_1, ...
+
+    `kept[s]` past rows precede segment s's new ones; `first[s]` is the storage row of its first kept row.
+    """
+
+    kept: tuple[int, ...]
+    first: tuple[int, ...]
+    total: int
+
+    @staticmethod
+    def of(segments: Sequence[Segment], kept: Sequence[int]) -> Recent:
+        first, total = [], 0
+        for segment, count in zip(segments, kept, strict=True):
+            first.append(total)
+            total += count + segment.rows
+        return Recent(tuple(kept), tuple(first), total)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The compressor windows that a step completes, of all segments, one behind the other.
+
+    `own` int64 [n, m]: storage rows of a window's tokens; `previous` the same for the window before it, of which
+    `has_previous` [n] says whether it exists; `angles` RoPE's cos and sin at each window's first token; `first_new`
+    [S] where each segment's new entries begin among the n; `before` [S] how many entries it had, `new` [S] how many
+    it gains; `visible` [N] entries that each row may see, `most` the largest.
+    """
+
+    recent: Recent
+    own: Tensor
+    previous: Tensor
+    has_previous: Tensor
+    angles: tuple[Tensor, Tensor]
+    first_new: Tensor
+    before: tuple[int, ...]
+    new: tuple[int, ...]
+    visible: Tensor
+    most: int
+
+
+class Step:
+    """The index plan of one forward call. Raises ValueError when segments, tokens and positions do not fit."""
+
+    def __init__(self, config: ModelConfig, segments: Sequence[Segment], positions: Tensor) -> None:
+        self.config = config
+        self.segments = tuple(segments)
+        self.positions = positions
+        self.device = positions.device
+        self.rows = sum(segment.rows for segment in segments)
+        self._windows: dict[LayerKind, Windows] = {}
+        self._angles: dict[bool, tuple[Tensor, Tensor]] = {}
+        if not segments or any(segment.rows < 1 or segment.past < 0 for segment in segments):
+            raise ValueError("a step needs at least one segment, and every segment at least one row")
+        if self.rows != positions.shape[0]:
+            raise ValueError(f"the segments have {self.rows} rows, the step {positions.shape[0]} positions")
+        longest = max(segment.past + segment.rows for segment in segments)
+        if longest > config.max_position_embeddings:
+            raise ValueError(
+                f"position {longest - 1} lies beyond max_position_embeddings {config.max_position_embeddings}"
+            )
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        lengths = [segment.rows for segment in self.segments]
+        return Tiles.cut(lengths, min(TILE, max(lengths)), self.device)
+
+    @cached_property
+    def single_rows(self) -> Tiles:
+        return Tiles.cut([segment.rows for segment in self.segments], 1, self.device)
+
+    @cached_property
+    def window(self) -> Recent:
+        """The sliding window's storage: the last window - 1 past rows precede the new ones."""
+        size = self.config.sliding_window
+        return Recent.of(self.segments, [min(segment.past, size - 1) for segment in self.segments])
+
+    @cached_property
+    def window_last(self) -> Tensor:
+        """Storage row of every row's own window key, int64 [N]."""
+        parts = [
+            torch.arange(first + kept, first + kept + segment.rows)
+            for segment, first, kept in zip(self.segments, self.window.first, self.window.kept, strict=True)
+        ]
+        return torch.cat(parts).to(self.device)
+
+    @cached_property
+    def window_first(self) -> Tensor:
+        """Storage row of the oldest key that every row attends to, int64 [N]."""
+        first = torch.tensor(self.window.first).repeat_interleave(
+            torch.tensor([segment.rows for segment in self.segments])
+        )
+        return torch.maximum(first.to(self.device), self.window_last - self.config.sliding_window + 1)
+
+    def angles(self, kind: LayerKind) -> tuple[Tensor, Tensor]:
+        """RoPE's cos and sin of every row, for layers of this kind."""
+        key = kind is LayerKind.SLIDING
+        if key not in self._angles:
+            self._angles[key] = rope_angles(self.positions, frequencies(self.config, kind).to(self.device))
+        return self._angles[key]
+
+    def windows(self, kind: LayerKind) -> Windows:
+        """The compressor windows of this layer kind that the step completes."""
+        if kind not in self._windows:
+            self._windows[kind] = self._plan_windows(kind)
+        return self._windows[kind]
+
+    def _plan_windows(self, kind: LayerKind) -> Windows:
+        ratio, overlap = self.config.compress_ratio(kind), kind is LayerKind.CSA
+        kept = [tail_rows(segment.past, ratio, overlap) for segment in self.segments]
+        recent = Recent.of(self.segments, kept)
+        before = tuple(segment.past // ratio for segment in self.segments)
+        after = tuple((segment.past + segment.rows) // ratio for segment in self.segments)
+        new = tuple(a - b for a, b in zip(after, before, strict=True))
+        numbers = torch.cat([torch.arange(b, a) for a, b in zip(after, before, strict=True)])
+        # Storage row of a segment's token 0, had all its tokens been kept.
+        origin = torch.tensor(
+            [
+                first + count - segment.past
+                for first, count, segment in zip(recent.first, kept, self.segments, strict=True)
+            ]
+        ).repeat_interleave(torch.tensor(new))
+        own = (origin + numbers * ratio)[:, None] + torch.arange(ratio)
+        has_previous = numbers > 0
+        starts = torch.tensor((0, *new[:-1])).cumsum(0)
+        return Windows(
+            recent=recent,
+            own=own.to(self.device),
+            previous=torch.where(has_previous[:, None], own - ratio, own).to(self.device),
+            has_previous=has_previous.to(self.device),
+            angles=rope_angles((numbers * ratio).to(self.device), frequencies(self.config, kind).to(self.device)),
+            first_new=starts.to(self.device),
+            before=before,
+            new=new,
+            visible=(self.positions + 1) // ratio,
+            most=max(after),
+        )
+
+
+def tail_rows(past: int, ratio: int, overlap: bool) -> int:
+    """How many past rows a compressor still needs: the unfinished window's, and with overlap the window before it."""
+    return past % ratio + (ratio if overlap and past >= ratio else 0)
+
+
+@cache
+def frequencies(config: ModelConfig, kind: LayerKind) -> Tensor:
+    """RoPE's inverse frequencies in layers of this kind: YaRN and its own theta where there is a compressor."""
+    if kind is LayerKind.SLIDING:
+        return rope_frequencies(config.qk_rope_head_dim, config.rope_theta)
+    return rope_frequencies(config.qk_rope_head_dim, config.compress_rope_theta, config.rope_scaling)
