@@ -53,11 +53,11 @@ class Compressor(nn.Module):
         inputs = history.extend_recent(self.layer, self.name, inputs, windows.recent, step)
         kv, gate = inputs.chunk(2, dim=-1)
         if self.kind is LayerKind.CSA:
-            dim = self.dim
-            before = gate[:, :dim][windows.previous] + self.ape[:, :dim]
-            before = before.masked_fill(~windows.has_previous[:, None, None], -torch.inf)
-            kv = torch.cat((kv[:, :dim][windows.previous], kv[:, dim:][windows.own]), dim=1)
-            gate = torch.cat((before, gate[:, dim:][windows.own] + self.ape[:, dim:]), dim=1)
+            (kv_before, kv_own), (gate_before, gate_own) = kv.chunk(2, dim=-1), gate.chunk(2, dim=-1)
+            ape_before, ape_own = self.ape.chunk(2, dim=-1)
+            before = (gate_before[windows.previous] + ape_before).masked_fill(windows.first, -torch.inf)
+            kv = torch.cat((kv_before[windows.previous], kv_own[windows.own]), dim=1)
+            gate = torch.cat((before, gate_own[windows.own] + ape_own), dim=1)
         else:
             kv, gate = kv[windows.own], gate[windows.own] + self.ape
         entries = rope(self.norm(compress(kv, gate)), *windows.angles)

@@ -51,8 +51,8 @@ class Recent:
 class Windows:
     """The compressor windows that a step completes, of all segments, one behind the other.
 
-    `own` int64 [n, m]: storage rows of a window's tokens; `previous` the same for the window before it, of which
-    `has_previous` [n] says whether it exists; `angles` RoPE's cos and sin at each window's first token; `first_new`
+    `own` int64 [n, m]: storage rows of a window's tokens; `previous` the same for the window before it, except where
+    `first` bool [n, 1, 1] says that there is none; `angles` RoPE's cos and sin at each window's first token; `first_new`
     [S] where each segment's new entries begin among the n; `before` [S] how many entries it had, `new` [S] how many
     it gains; `visible` [N] entries that each row may see, `most` the largest.
     """
@@ -60,7 +60,7 @@ class Windows:
     recent: Recent
     own: Tensor
     previous: Tensor
-    has_previous: Tensor
+    first: Tensor
     angles: tuple[Tensor, Tensor]
     first_new: Tensor
     before: tuple[int, ...]
@@ -151,13 +151,13 @@ class Step:
             ]
         ).repeat_interleave(torch.tensor(new))
         own = (origin + numbers * ratio)[:, None] + torch.arange(ratio)
-        has_previous = numbers > 0
+        first = (numbers == 0)[:, None]
         starts = torch.tensor((0, *new[:-1])).cumsum(0)
         return Windows(
             recent=recent,
             own=own.to(self.device),
-            previous=torch.where(has_previous[:, None], own - ratio, own).to(self.device),
-            has_previous=has_previous.to(self.device),
+            previous=torch.where(first, own, own - ratio).to(self.device),
+            first=first[:, :, None].to(self.device),
             angles=rope_angles((numbers * ratio).to(self.device), frequencies(self.config, kind).to(self.device)),
             first_new=starts.to(self.device),
             before=before,

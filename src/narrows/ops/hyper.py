@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from narrows.ops.dtypes import wide
+from narrows.ops.norm import inverse_rms
 
 
 def hyper_pre(
@@ -29,9 +30,9 @@ def hyper_pre(
 
 def hyper_post(streams: Tensor, out: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     """New stream k = post_k · out + Σ_j comb[j, k] · stream_j (R eq. 3). streams [N, S, d], out [N, d] -> [N, S, d]."""
-    dtype = streams.dtype
-    mixed = torch.bmm(comb.to(dtype).mT, streams)
-    return torch.addcmul(mixed, post.to(dtype)[:, :, None], out[:, None, :])
+    # One product: the sub-layer's output is one more stream to mix.
+    weights = torch.cat((comb.mT, post[:, :, None]), dim=2)
+    return torch.bmm(weights.to(streams.dtype), torch.cat((streams, out[:, None, :]), dim=1))
 
 
 def hyper_collapse(streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, *, eps: float, norm_eps: float) -> Tensor:
@@ -57,7 +58,7 @@ def sinkhorn(logits: Tensor, *, iterations: int, eps: float) -> Tensor:
 def _mixes(streams: Tensor, fn: Tensor, norm_eps: float) -> Tensor:
     """fn · RMSNorm(flattened streams): the norm is one factor a row, so it is applied after the product."""
     flat = streams.flatten(1).to(wide(streams.dtype))
-    return F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm_eps)
+    return F.linear(flat, fn) * inverse_rms(flat, norm_eps)
 
 
 def _collapse(streams: Tensor, pre: Tensor) -> Tensor:

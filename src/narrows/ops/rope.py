@@ -67,8 +67,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tenso
     cos, sin = cos.view(shape).to(dtype), sin.view(shape).to(dtype)
     if inverse:
         sin = -sin
+    # split and unbind, not slices: a slice's gradient is a tensor of zeros as large as x.
     dims = 2 * cos.shape[-1]
-    still, turning = x[..., :-dims], x[..., -dims:].to(dtype)
-    even, odd = turning[..., 0::2], turning[..., 1::2]
+    still, turning = x.split([x.shape[-1] - dims, dims], dim=-1)
+    even, odd = turning.to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
     return torch.cat((still, turned.to(x.dtype)), dim=-1)
