@@ -1,0 +1,1 @@
+"""The tests are a package, so that they share helpers as ``from tests.draws import draws``."""
