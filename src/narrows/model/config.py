@@ -39,7 +39,8 @@ class ModelConfig(BaseModel):
     """One DeepSeek-V4 architecture. Frozen; raises NarrowsError (through `from_dict`) when fields disagree.
 
     `csa_ratio` and `hca_ratio` are m and m' (4 and 128 in both official models). `rope_scaling` applies to layers
-    with a compressor only; sliding layers use plain RoPE with `rope_theta`.
+    with a compressor only; sliding layers use plain RoPE with `rope_theta`. `trained_context` is ours: the longest
+    context in tokens that the weights have seen, where it is known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,7 @@ class ModelConfig(BaseModel):
     num_hash_layers: int = Field(default=3, ge=0)
     num_nextn_predict_layers: int = Field(default=0, ge=0, le=1)
     max_position_embeddings: int = Field(default=1_048_576, gt=0)
+    trained_context: int | None = Field(default=None, gt=0)
 
     num_attention_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
@@ -105,6 +107,10 @@ class ModelConfig(BaseModel):
         need(
             self.num_experts_per_tok <= self.n_routed_experts,
             f"num_experts_per_tok {self.num_experts_per_tok} exceeds n_routed_experts {self.n_routed_experts}",
+        )
+        need(
+            self.trained_context is None or self.trained_context <= self.max_position_embeddings,
+            f"trained_context {self.trained_context} exceeds max_position_embeddings {self.max_position_embeddings}",
         )
         if LayerKind.CSA in self.layer_types:
             need(

@@ -19,6 +19,7 @@ PLAIN_FIELDS = (
     "num_hidden_layers",
     "num_nextn_predict_layers",
     "max_position_embeddings",
+    "trained_context",
     "num_attention_heads",
     "head_dim",
     "q_lora_rank",
@@ -86,7 +87,7 @@ def official(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     ratio_of = {SLIDING: 0, CSA: config["csa_ratio"], HCA: config["hca_ratio"]}
     out: dict[str, Any] = {"architectures": ["DeepseekV4ForCausalLM"], **FIXED_FIELDS}
-    out |= {name: config[name] for name in PLAIN_FIELDS}
+    out |= {name: config[name] for name in PLAIN_FIELDS if config[name] is not None}
     out["qk_rope_head_dim"] = config["qk_rope_head_dim"]
     out["num_hash_layers"] = config["num_hash_layers"]
     out["compress_ratios"] = [ratio_of[kind] for kind in config["layer_types"]]
