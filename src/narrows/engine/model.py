@@ -113,9 +113,7 @@ class Model:
         seed: int = 0,
     ) -> Completion:
         """`stream`, run to its end."""
-        generation = self.stream(
-            prompt, suffix=suffix, max_tokens=max_tokens, temperature=temperature, seed=seed
-        )
+        generation = self.stream(prompt, suffix=suffix, max_tokens=max_tokens, temperature=temperature, seed=seed)
         text = "".join(generation)
         return Completion(text, generation.token_ids, generation.finish_reason)
 

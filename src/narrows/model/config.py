@@ -93,7 +93,7 @@ class ModelConfig(BaseModel):
         n = self.num_hidden_layers
         need(
             len(self.layer_types) == n,
-            f"num_hidden_layers is {n} but the layer kinds (compress_ratios or layer_types) name {len(self.layer_types)}",
+            f"num_hidden_layers is {n} but compress_ratios or layer_types name {len(self.layer_types)} layers",
         )
         need(self.num_hash_layers <= n, f"num_hash_layers {self.num_hash_layers} exceeds num_hidden_layers {n}")
         need(

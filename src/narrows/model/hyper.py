@@ -15,11 +15,7 @@ class HyperConnection(nn.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str | None) -> None:
         super().__init__()
-        self.options = {
-            "iterations": config.hc_sinkhorn_iters,
-            "eps": config.hc_eps,
-            "norm_eps": config.rms_norm_eps,
-        }
+        self.iterations, self.eps, self.norm_eps = config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps
         count = config.hc_mult
         mixes = (2 + count) * count
         self.fn = nn.Parameter(torch.empty(mixes, count * config.hidden_size, dtype=wide(dtype), device=device))
@@ -28,7 +24,15 @@ class HyperConnection(nn.Module):
 
     def pre(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """streams [N, S, d] -> the sub-layer's input [N, d], post [N, S], comb [N, S, S]."""
-        return hyper_pre(streams, self.fn, self.base, self.scale, **self.options)
+        return hyper_pre(
+            streams,
+            self.fn,
+            self.base,
+            self.scale,
+            iterations=self.iterations,
+            eps=self.eps,
+            norm_eps=self.norm_eps,
+        )
 
     @staticmethod
     def post(streams: Tensor, out: Tensor, post: Tensor, comb: Tensor) -> Tensor:

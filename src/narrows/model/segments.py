@@ -52,9 +52,9 @@ class Windows:
     """The compressor windows that a step completes, of all segments, one behind the other.
 
     `own` int64 [n, m]: storage rows of a window's tokens; `previous` the same for the window before it, except where
-    `first` bool [n, 1, 1] says that there is none; `angles` RoPE's cos and sin at each window's first token; `first_new`
-    [S] where each segment's new entries begin among the n; `before` [S] how many entries it had, `new` [S] how many
-    it gains; `visible` [N] entries that each row may see, `most` the largest.
+    `first` bool [n, 1, 1] says that there is none; `angles` RoPE's cos and sin at each window's first token;
+    `first_new` [S] where each segment's new entries begin among the n; `before` [S] how many entries it had, `new`
+    [S] how many it gains; `visible` [N] entries that each row may see, `most` the largest.
     """
 
     recent: Recent

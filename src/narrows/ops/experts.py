@@ -25,11 +25,11 @@ def experts(x: Tensor, weights: Tensor, chosen: Tensor, w13: Tensor, w2: Tensor,
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=w13.shape[0]).tolist()
     # unbind, not indexing: the gradient of one unbind is one stack, that of E indexings E full-size tensors.
-    parts = [
-        F.linear(swiglu(*F.linear(tokens, up_weight).chunk(2, dim=-1), limit), down_weight)
-        for tokens, up_weight, down_weight in zip(x[order // k].split(counts), w13.unbind(), w2.unbind(), strict=True)
-        if tokens.shape[0]
-    ]
+    parts = []
+    for tokens, up_weight, down_weight in zip(x[order // k].split(counts), w13.unbind(), w2.unbind(), strict=True):
+        if tokens.shape[0]:
+            gate, up = F.linear(tokens, up_weight).chunk(2, dim=-1)
+            parts.append(F.linear(swiglu(gate, up, limit), down_weight))
     by_expert = torch.cat(parts)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
     by_token = by_expert[back].view(rows, k, -1)

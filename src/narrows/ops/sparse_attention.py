@@ -46,9 +46,8 @@ def sparse_attention(
     keys shared by a tile, `single_rows` one row a tile, for keys gathered per row.
     """
     per_row = None
-    if entries is not None and entries.selected is not None:
-        if entries.most > _DENSE_UP_TO * entries.selected.shape[1]:
-            per_row, tiles = entries.selected, single_rows
+    if entries and entries.selected is not None and entries.most > _DENSE_UP_TO * entries.selected.shape[1]:
+        per_row, tiles = entries.selected, single_rows
     size, (heads, dim) = tiles.rows.shape[1], q.shape[1:]
     width = min(window.size + size - 1, window.storage.shape[0])
     keys_per_tile = width + (0 if entries is None else entries.most if per_row is None else per_row.shape[1])

@@ -1,0 +1,134 @@
+"""`narrows inspect`: what a model weighs, counted without its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from narrows.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from narrows.model.config import ModelConfig
+    from narrows.model.count import Count
+
+_CONTEXTS = (4096, 131_072, 1_048_576)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="PATH|PRESET", help="A model's folder, a config.json, or a preset.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Count layers, parameters and bytes of a model, from its configuration alone."""
+    from rich.console import Console
+
+    from narrows.model.count import count
+
+    config = _config(model)
+    counted = count(config)
+    if as_json:
+        print(json.dumps(_as_json(config, counted), indent=2))
+        return
+    console = Console()
+    tables = (_layers(model, config, counted), _parameters(counted), _checkpoints(counted), _caches(config, counted))
+    console.print(*tables, sep="\n")
+
+
+def _config(model: str) -> ModelConfig:
+    from narrows.checkpoints.checkpoint import read_config
+    from narrows.model.presets import PRESETS
+
+    if model in PRESETS:
+        return PRESETS[model]
+    if not Path(model).exists():
+        raise UsageError(f"{model} is neither a path nor a preset; presets are {', '.join(PRESETS)}.")
+    return read_config(model)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _layers(model: str, config: ModelConfig, counted: Count) -> Table:
+    table = _table(f"{model}: layers", "kind", "layers", "tokens per entry")
+    for kind, layers in counted.layers.items():
+        ratio = config.compress_ratio(kind)
+        table.add_row(kind.replace("_", " "), str(layers), str(ratio) if ratio else "–")
+    table.add_row("of them hash-routed", str(counted.hash_layers), "")
+    table.add_row("MTP block", str(config.num_nextn_predict_layers), "")
+    return table
+
+
+def _parameters(counted: Count) -> Table:
+    table = _table("parameters", "part", "count", "share")
+    for part, size in counted.parts.items():
+        table.add_row(part, f"{size:,}", f"{size / counted.total:.2%}")
+    table.add_section()
+    table.add_row("total", f"{counted.total:,}", billions(counted.total), style="bold")
+    table.add_row("active per token", f"{counted.active:,}", billions(counted.active), style="bold")
+    if counted.total_with_mtp > counted.total:
+        table.add_row("total with MTP", f"{counted.total_with_mtp:,}", billions(counted.total_with_mtp))
+    return table
+
+
+def _checkpoints(counted: Count) -> Table:
+    table = _table("checkpoint, MTP block included", "precision", "bytes", "")
+    for precision in counted.cache:
+        size = counted.checkpoint_bytes.get(precision)
+        if size is None:
+            table.add_row(precision, "–", "its blocks do not fit these sizes")
+        else:
+            table.add_row(precision, f"{size:,}", short(size))
+    return table
+
+
+def _caches(config: ModelConfig, counted: Count) -> Table:
+    contexts = [tokens for tokens in _CONTEXTS if tokens <= config.max_position_embeddings]
+    named = [f"at {tokens // 1024}K" for tokens in contexts]
+    table = _table("cache of one request", "precision", "bytes per token", "+ fixed", *named)
+    for precision, cache in counted.cache.items():
+        total = (short(cache.at(tokens)) for tokens in contexts)
+        table.add_row(precision, f"{float(cache.per_token):,.0f}", short(cache.fixed), *total)
+    return table
+
+
+def billions(parameters: int) -> str:
+    """A count of parameters as the field writes it: 284.33B, or millions below one billion."""
+    return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.2f}M"
+
+
+def short(size: float) -> str:
+    """Bytes in the largest decimal unit that they reach."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size:.0f} B"
+
+
+def _as_json(config: ModelConfig, counted: Count) -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "layers": {str(kind): layers for kind, layers in counted.layers.items()},
+        "hash_layers": counted.hash_layers,
+        "parameters": {
+            "parts": counted.parts,
+            "total": counted.total,
+            "active": counted.active,
+            "total_with_mtp": counted.total_with_mtp,
+        },
+        "checkpoint_bytes": {str(precision): size for precision, size in counted.checkpoint_bytes.items()},
+        "cache_bytes": {
+            str(precision): {"per_token": float(cache.per_token), "fixed": cache.fixed}
+            for precision, cache in counted.cache.items()
+        },
+    }
