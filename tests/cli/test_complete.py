@@ -34,9 +34,7 @@ def test_a_file_of_the_standard_library_is_completed(
     assert "tokens/s" in captured.err
 
 
-def test_generate_streams_the_model_s_text(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_generate_streams_the_model_s_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "generate", "import os\nimport ", "--max-tokens", "8") == 0
     assert capsys.readouterr().out == load("embedded").generate("import os\nimport ", max_tokens=8).text + "\n"
 

@@ -32,8 +32,8 @@ def index_topk(
         q = queries[rows].to(dtype).flatten(1, 2)
         w = weights[rows].to(dtype)[:, :, None, :]
         limit = visible[rows][:, :, None]
-        best = torch.full((*rows.shape, 0), -torch.inf, dtype=dtype, device=rows.device)
-        best_entry = rows.new_empty((*rows.shape, 0))
+        best = torch.full((*rows.shape, k), -torch.inf, dtype=dtype, device=rows.device)
+        best_entry = rows.new_full((*rows.shape, k), -1)
         for start in range(0, most, block):
             entry = torch.arange(start, min(start + block, most), device=rows.device)
             key = keys.gather(segment[:, None], entry).to(dtype)
