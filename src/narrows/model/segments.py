@@ -80,8 +80,10 @@ class Step:
         self.rows = sum(segment.rows for segment in segments)
         self._windows: dict[LayerKind, Windows] = {}
         self._angles: dict[bool, tuple[Tensor, Tensor]] = {}
-        if not segments or any(segment.rows < 1 or segment.past < 0 for segment in segments):
+        if not segments or any(segment.rows < 1 for segment in segments):
             raise ValueError("a step needs at least one segment, and every segment at least one row")
+        if any(segment.past < 0 for segment in segments):
+            raise ValueError("a segment has a negative past")
         if self.rows != positions.shape[0]:
             raise ValueError(f"the segments have {self.rows} rows, the step {positions.shape[0]} positions")
         longest = max(segment.past + segment.rows for segment in segments)
