@@ -1,7 +1,7 @@
 """Narrows: an open implementation of the DeepSeek-V4 system.
 
-    model = narrows.load("embedded")
-    print(model.generate("def fibonacci(n):").text)
+model = narrows.load("embedded")
+print(model.generate("def fibonacci(n):").text)
 """
 
 from __future__ import annotations

@@ -26,7 +26,11 @@ def fetch(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.md", "encoding/*"]))
+        return Path(
+            snapshot_download(
+                str(source), allow_patterns=["*.json", "*.safetensors", "SHA256SUMS", "*.md", "encoding/*"]
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise NarrowsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,22 +26,24 @@ def convert(
 ) -> None:
     """Write a checkpoint in another precision or layout, one tensor at a time. DST is complete or absent afterwards."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from narrows.checkpoints.checkpoint import Checkpoint
+    from narrows.checkpoints.directory import check_new
     from narrows.checkpoints.write import Layout, Plan, write_checkpoint
     from narrows.model.precision import Precision
 
     started = time.monotonic()
     checkpoint = Checkpoint(source)
     plan = Plan(checkpoint, Precision(precision), Layout(layout))
-    console = Console(stderr=True)
+    check_new(destination, plan.bytes)
     if checkpoint.mtp_absent:
-        console.print(f"{source} has no MTP weights (mtp.*), so {destination} gets none.", highlight=False)
+        print(f"{source} has no MTP weights (mtp.*), so {destination} gets none.", file=sys.stderr)
     elif plan.config.num_nextn_predict_layers < checkpoint.config.num_nextn_predict_layers:
-        console.print("The transformers layout has no MTP block: mtp.* is left out.", highlight=False)
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+        print("The transformers layout has no MTP block: mtp.* is left out.", file=sys.stderr)
+    description = TextColumn("{task.description}", markup=False)
+    columns = (description, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(destination.name, total=plan.bytes)
         written = write_checkpoint(
             checkpoint,

@@ -1,0 +1,95 @@
+"""A directory's weights under their official names, checked against its config.json before any is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from narrows.checkpoints.encoding import Encoded
+from narrows.checkpoints.match import match, slots
+from narrows.checkpoints.names import to_official
+from narrows.checkpoints.shards import Shards, existing_directory, read_headers, read_json
+from narrows.errors import NarrowsError
+from narrows.model.config import ModelConfig
+from narrows.model.network import Network
+
+
+def read_config(directory: str | Path) -> ModelConfig:
+    """The ModelConfig of a directory's config.json, or of the path itself if it is a file.
+
+    UsageError if there is no such path; NarrowsError, naming file and field, if the file is absent, no JSON or
+    contradicts itself.
+    """
+    path = Path(directory)
+    if not path.is_file():
+        path = existing_directory(path) / "config.json"
+        if not path.exists():
+            raise NarrowsError(f"{path} is absent; it says what kind of model this is: restore or download it.")
+    return ModelConfig.from_dict(read_json(path), source=str(path))
+
+
+class Checkpoint:
+    """Weights on disk, of any layout and precision that this package reads; opened, they are known to be complete.
+
+    Opening reads config.json and the shards' headers. NarrowsError names the file or tensor if one is missing, of the
+    wrong shape or dtype, not of this model, or there twice. `config` has no MTP block where the files have none (as
+    those that transformers writes), whatever config.json says; `mtp_absent` tells.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = existing_directory(directory)
+        config = read_config(self.directory)
+        self._shards = Shards(self.directory)
+        headers = read_headers(self.directory)
+        self.mtp_absent = config.num_nextn_predict_layers > 0 and not any(
+            to_official(header.name).startswith("mtp.") for header in headers
+        )
+        self.config = config.model_copy(update={"num_nextn_predict_layers": 0}) if self.mtp_absent else config
+        self.slots = slots(Network(self.config, device="meta"))
+        try:
+            stored = match(self.directory, headers, self.slots)
+        except NarrowsError:
+            # A flipped bit in a header looks like a tensor of another name: say that it is damage, where we can know.
+            self._shards.verify_all()
+            raise
+        shard_order = {shard: number for number, shard in enumerate(dict.fromkeys(h.shard for h in headers))}
+        order = sorted(self.slots, key=lambda name: shard_order[stored[name].values.shard])
+        self._stored = {name: stored[name] for name in order}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Official name -> shape of the weight, shard by shard, within each in the network's order."""
+        return {name: self.slots[name].shape for name in self._stored}
+
+    def encoded(self, name: str) -> Encoded:
+        """The tensor of this official name as stored, possibly in the file's memory map.
+
+        NarrowsError if its shard is damaged, or if scales, norms and other vectors hold what is not finite, or a
+        table of experts names one that does not exist.
+        """
+        stored = self._stored[name]
+        values = self._shards.tensor(stored.values, stored.index)
+        scale = None if stored.scale is None else self._shards.tensor(stored.scale, stored.scale_index)
+        small = scale if scale is not None else values if values.dim() == 1 else None
+        if small is not None and not bool(small.float().isfinite().all()):
+            broken = stored.scale if stored.scale is not None else stored.values
+            raise NarrowsError(
+                f"{broken.shard}: the tensor {broken.name} holds a value that is not finite; restore the file."
+            )
+        if self.slots[name].integer and not bool(((values >= 0) & (values < self.config.n_routed_experts)).all()):
+            raise NarrowsError(
+                f"{stored.values.shard}: the table {stored.values.name} names an expert outside "
+                f"n_routed_experts {self.config.n_routed_experts}; restore the file."
+            )
+        return Encoded(values, scale)
+
+    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The tensor of this official name, dequantised; tables stay int64."""
+        encoded = self.encoded(name)
+        return encoded.values.to(torch.int64) if self.slots[name].integer else encoded.decode(dtype)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._shards.close()

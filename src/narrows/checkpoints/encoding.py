@@ -1,0 +1,76 @@
+"""One weight as it lies in a file: plain, or quantised values beside their scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from narrows.model.precision import Format
+from narrows.ops.quantize import (
+    dequantize_fp8,
+    dequantize_mxfp4,
+    fp8_scale_shape,
+    mxfp4_shapes,
+    quantize_fp8,
+    quantize_mxfp4,
+)
+
+E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu
+
+_FORMATS = {
+    (torch.float32, None): Format.FLOAT32,
+    (torch.bfloat16, None): Format.BF16,
+    (torch.int64, None): Format.INT64,
+    (E4M3, E8M0): Format.FP8,
+    (torch.int8, E8M0): Format.MXFP4,
+}
+_DTYPES = {stored: dtypes for dtypes, stored in _FORMATS.items()}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`values` and, if they are FP8 or MXFP4, their `scale`."""
+
+    values: Tensor
+    scale: Tensor | None = None
+
+    @property
+    def format(self) -> Format | None:
+        """The format in our writer's terms; None for what is only read: float16, FP8 with float32 scales."""
+        return _FORMATS.get((self.values.dtype, None if self.scale is None else self.scale.dtype))
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        """The weight itself."""
+        if self.scale is None:
+            return self.values.to(dtype)
+        if self.values.dtype == torch.int8:
+            return dequantize_mxfp4(self.values, self.scale, dtype)
+        return dequantize_fp8(self.values, self.scale, dtype)
+
+
+def encode(weight: Tensor, target: Format) -> Encoded:
+    """Store a weight in a format. ValueError if it holds what the format cannot, such as infinities."""
+    match target:
+        case Format.FP8:
+            return Encoded(*quantize_fp8(weight))
+        case Format.MXFP4:
+            return Encoded(*quantize_mxfp4(weight))
+        case _:
+            return Encoded(weight.to(_DTYPES[target][0]))
+
+
+def stored_as(target: Format, shape: tuple[int, ...]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """dtype and shape of the tensors that store a weight of this shape: its values and, if quantised, its scales.
+
+    ValueError where the format cannot have this shape.
+    """
+    values, scale = _DTYPES[target]
+    if scale is None:
+        return [(values, shape)]
+    rows, columns = shape
+    if target is Format.FP8:
+        return [(values, shape), (scale, fp8_scale_shape(rows, columns))]
+    codes, scales = mxfp4_shapes(rows, columns)
+    return [(values, codes), (scale, scales)]

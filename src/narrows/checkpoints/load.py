@@ -1,0 +1,48 @@
+"""Files to a Network."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from narrows.checkpoints.checkpoint import Checkpoint
+from narrows.errors import NarrowsError
+from narrows.model.network import Network
+
+_log = logging.getLogger(__name__)
+
+
+def load_network(
+    directory: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Network:
+    """The network that a directory describes, in evaluation mode, its matrices in `dtype`.
+
+    Reads the official layout (float32, BF16, FP8 and MXFP4, scales E8M0 or float32) and what transformers writes,
+    one file or many. Everything is checked before weights are allocated; then one tensor at a time is dequantised
+    into its place, so that memory stays under the network's own plus one shard's. A checkpoint without MTP weights
+    gives a network without an MTP block, and a warning if its config.json has one.
+
+    UsageError if there is no such directory; NarrowsError, naming file, field or tensor, if what it holds is not
+    a whole, undamaged model or does not fit into memory.
+    """
+    checkpoint = Checkpoint(directory)
+    if checkpoint.mtp_absent:
+        _log.warning("%s has no MTP weights (mtp.*), though its config.json counts them; going on without.", directory)
+    network = Network(checkpoint.config, dtype=dtype, device="meta")
+    try:
+        network.to_empty(device=device)
+    except RuntimeError:  # torch's allocators say so when they cannot
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        raise NarrowsError(
+            f"{directory} needs {size / 1e9:.1f} GB on {device}, more than there is; choose a smaller precision or "
+            "another device."
+        ) from None
+    weights = network.state_dict()
+    for name in checkpoint.shapes:
+        slot = checkpoint.slots[name]
+        target = weights[slot.ours][slot.index]
+        target.copy_(checkpoint.read(name, target.dtype))
+    checkpoint.close()
+    return network.eval()

@@ -1,0 +1,154 @@
+"""`narrows convert`: from one precision to another, a closing line, and one sentence where it cannot be."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from narrows.checkpoints.load import load_network
+from narrows.checkpoints.write import Layout
+from narrows.cli import convert
+from narrows.cli.main import main
+from narrows.model.precision import Precision
+from tests.checkpoints.models import assert_same_weights, edit_json, edit_tensors, flip_bit, write
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "source", precision="float32")
+    return tmp_path / "source"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """The exit code of `narrows convert …`."""
+    monkeypatch.setattr(sys, "argv", ["narrows", "convert", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert list(get_args(convert.PrecisionName)) == list(Precision)
+    assert list(get_args(convert.LayoutName)) == list(Layout)
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_every_precision(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    target = source.parent / "out/model"
+    assert run(monkeypatch, source, target, "--precision", precision) == 0
+    closing, progress = capsys.readouterr()
+    size = (target / "model.safetensors").stat().st_size
+    match = re.fullmatch(re.escape(str(target)) + r": ([\d,]+) bytes in 1 shard, [\d.]+ s; (.+)\.\n", closing)
+    assert match is not None
+    assert 0 < size - int(match[1].replace(",", "")) < 100_000  # the header
+    if precision == "float32":
+        assert match[2] == "nothing was rounded"
+        assert_same_weights(load_network(target), load_network(source))
+    else:
+        worst = re.fullmatch(r"worst relative rounding error ([\d.]+)% \((.+)\.weight\)", match[2])
+        assert worst is not None
+        lowest, highest = {"bf16": (0.1, 0.3), "fp8": (2, 4), "official": (8, 20)}[precision]
+        assert lowest < float(worst[1]) < highest
+    assert "100%" in progress or "model" in progress
+
+
+def test_transformers_layout(source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    target = source.parent / "out/model"
+    assert run(monkeypatch, source, target, "--precision", "bf16", "--layout", "transformers") == 0
+    assert "mtp.* is left out" in capsys.readouterr().err
+    assert json.loads((target / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    back = source.parent / "out/back"
+    assert run(monkeypatch, target, back, "--precision", "bf16") == 0
+    assert_same_weights(load_network(back), load_network(target))
+
+
+def test_a_source_without_mtp(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drop(stored: dict[str, object]) -> None:
+        for name in [name for name in stored if name.startswith("mtp.")]:
+            del stored[name]
+
+    edit_tensors(source, drop)
+    assert run(monkeypatch, source, source.parent / "out/model", "--precision", "bf16") == 0
+    assert "has no MTP weights" in capsys.readouterr().err
+
+
+def break_config(source: Path) -> None:
+    edit_json(source / "config.json", num_experts_per_tok=9)
+
+
+def break_bit(source: Path) -> None:
+    flip_bit(source / "model.safetensors", -5)
+
+
+def break_end(source: Path) -> None:
+    shard = source / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    (source / "SHA256SUMS").unlink()
+
+
+def break_tensor(source: Path) -> None:
+    edit_tensors(source, lambda stored: stored.__delitem__("layers.2.attn.wkv.weight"))
+
+
+def break_pickle(source: Path) -> None:
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_config, "config.json: num_experts_per_tok 9 exceeds n_routed_experts 4"),
+        (break_bit, "model.safetensors is damaged: its SHA-256 is not the one in SHA256SUMS"),
+        (break_end, "model.safetensors is damaged or incomplete"),
+        (break_tensor, "lacks the tensor layers.2.attn.wkv.weight"),
+        (break_pickle, "pickled weights (pytorch_model.bin)"),
+    ],
+)
+def test_a_broken_source_is_named_and_nothing_written(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: object, message: str
+) -> None:
+    assert callable(damage)
+    damage(source)
+    assert run(monkeypatch, source, source.parent / "out/model", "--precision", "official") == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.splitlines()[-1].startswith("narrows: ")
+    assert "Traceback" not in said
+    assert list((source.parent / "out").iterdir()) == []
+
+
+def test_requests_that_cannot_be_right(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = source.parent / "out"
+    for arguments, message in (
+        ((source.parent / "nowhere", out / "model", "--precision", "bf16"), "nowhere does not exist"),
+        ((source, out, "--precision", "bf16"), "out exists already"),
+        ((source, source, "--precision", "bf16"), "source exists already"),
+        ((source, out / "a/b", "--precision", "bf16"), "a is not a folder"),
+        ((source, out / "model", "--precision", "fp8", "--layout", "transformers"), "has no fp8 precision"),
+        ((source, out / "model", "--precision", "int3"), "int3"),
+        ((source, out / "model"), "--precision"),
+    ):
+        assert run(monkeypatch, *arguments) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert "Traceback" not in said
+    assert list(out.iterdir()) == []
+
+
+def test_the_command_itself(source: Path) -> None:
+    """A process of its own: exit code, and nothing but the sentence."""
+    command = [sys.executable, "-m", "narrows.cli.main", "convert", source, source.parent / "out", "--precision", "fp8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"narrows: {source.parent / 'out'} exists already; remove it or choose another name.\n"

@@ -1,0 +1,109 @@
+"""Batches: every token once an epoch, samples kept apart, fill-in-the-middle that gives the text back."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narrows.errors import NarrowsError
+from narrows.text.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE
+from narrows.training.batches import IGNORED, Documents, TrainingBatches, fim_sample, pack
+from tests.training.corpora import DOCUMENTS, TOKENIZER
+
+samples = st.lists(st.lists(st.integers(0, 2047), min_size=2, max_size=40), min_size=1, max_size=6)
+
+
+@given(samples)
+def test_packed_rows_predict_the_next_token_of_their_own_sample(drawn: list[list[int]]) -> None:
+    batch = pack(drawn)
+    assert batch.rows == sum(segment.rows for segment in batch.segments)
+    first = 0
+    for sample, segment in zip(drawn, batch.segments, strict=True):
+        rows = slice(first, first + segment.rows)
+        assert (segment.past, segment.rows) == (0, len(sample) - 1)
+        assert batch.tokens[rows].tolist() == sample[:-1]
+        assert batch.positions[rows].tolist() == list(range(segment.rows))
+        assert batch.targets[rows].tolist() == sample[1:]
+        assert batch.second_targets[rows].tolist() == [*sample[2:], IGNORED]
+        first += segment.rows
+
+
+@given(st.integers(1, 60), st.integers(1, 200), st.integers(0, 5))
+def test_an_epoch_holds_every_token_once(length: int, rows: int, seed: int) -> None:
+    batches = TrainingBatches(DOCUMENTS, length=length, rows=rows, fim_rate=0, seed=seed)
+    targets: list[int] = []
+    while len(targets) < len(DOCUMENTS.tokens):
+        batch = batches.next()
+        assert batch.rows <= max(rows, length)
+        assert all(segment.rows <= length for segment in batch.segments)
+        # A batch may reach into the next epoch; its part of this one is what is still missing.
+        targets += batch.targets.tolist()[: len(DOCUMENTS.tokens) - len(targets)]
+    assert sorted(targets) == sorted(DOCUMENTS.tokens.tolist())
+
+
+def test_samples_fall_elsewhere_in_the_next_epoch() -> None:
+    batches = TrainingBatches(DOCUMENTS, length=50, rows=50, fim_rate=0, seed=0)
+    first = {tuple(batches.next().tokens.tolist()) for _ in range(12)}
+    batches.seek(1, 0)
+    assert first != {tuple(batches.next().tokens.tolist()) for _ in range(12)}
+
+
+@given(st.integers(0, 12), st.floats(0, 1))
+def test_a_reader_can_go_on_where_another_stopped(read: int, fim_rate: float) -> None:
+    def reader() -> TrainingBatches:
+        return TrainingBatches(DOCUMENTS, length=40, rows=100, fim_rate=fim_rate, seed=3)
+
+    one, other = reader(), reader()
+    for _ in range(read):
+        one.next()
+    other.seek(one.epoch, one.position)
+    for _ in range(4):
+        mine, its = one.next(), other.next()
+        assert mine.segments == its.segments
+        assert torch.equal(mine.targets, its.targets)
+
+
+@given(st.text(max_size=300), st.integers(0, 1000))
+def test_a_fim_sample_is_its_text_rearranged(text: str, seed: int) -> None:
+    text = text.strip("\ufffd")
+    tokens = [*TOKENIZER.encode(text), TOKENIZER.eos_id]
+    sample = fim_sample(TOKENIZER, tokens, 10_000, np.random.default_rng(seed))
+    prefix, middle, suffix = parts(sample)
+    assert TOKENIZER.decode(prefix) + TOKENIZER.decode(middle) + TOKENIZER.decode(suffix) == text
+    assert sample[-1] == TOKENIZER.eos_id
+
+
+@given(st.integers(12, 80), st.integers(0, 200))
+def test_a_fim_sample_that_is_too_long_loses_what_is_farthest_from_the_hole(most: int, seed: int) -> None:
+    tokens = DOCUMENTS.tokens[:79].tolist()
+    whole = fim_sample(TOKENIZER, tokens, 10_000, np.random.default_rng(seed))
+    cut = fim_sample(TOKENIZER, tokens, most, np.random.default_rng(seed))
+    assert len(cut) == min(most, len(whole))
+    if len(parts(whole)[1]) + 5 <= most:  # the middle always fits
+        prefix, middle, suffix = parts(cut)
+        assert middle == parts(whole)[1]
+        assert parts(whole)[0][len(parts(whole)[0]) - len(prefix) :] == prefix
+        assert parts(whole)[2][: len(suffix)] == suffix
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_the_share_of_fim_samples_is_the_one_asked_for(rate: float) -> None:
+    batches = TrainingBatches(DOCUMENTS, length=20, rows=20, fim_rate=rate, seed=0)
+    hole = TOKENIZER.control(FIM_HOLE)
+    found = [hole in batches.next().tokens.tolist() for _ in range(300)]
+    assert abs(sum(found) / 300 - rate) < 0.1
+
+
+def test_a_corpus_without_documents_is_refused() -> None:
+    with pytest.raises(NarrowsError, match="no document to train on"):
+        Documents(TOKENIZER, [])
+
+
+def parts(sample: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Prefix, middle and suffix of a fill-in-the-middle sample, as tokens."""
+    begin, hole, end = (sample.index(TOKENIZER.control(content)) for content in (FIM_BEGIN, FIM_HOLE, FIM_END))
+    middle = sample[end + 1 :]
+    if middle and middle[-1] == TOKENIZER.eos_id:
+        middle = middle[:-1]
+    return sample[begin + 1 : hole], middle, sample[hole + 1 : end]
