@@ -18,6 +18,7 @@ CONFIG = ModelConfig(
     num_hash_layers=1,
     num_nextn_predict_layers=1,
     max_position_embeddings=32768,
+    trained_context=SAMPLE_LENGTH,
     num_attention_heads=4,
     head_dim=64,
     qk_rope_head_dim=32,

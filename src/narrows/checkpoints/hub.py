@@ -7,6 +7,7 @@ from pathlib import Path
 
 from narrows.errors import NarrowsError
 
+_FILES = ["*.json", "*.safetensors", "SHA256SUMS", "*.md", "encoding/*"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -26,11 +27,7 @@ def fetch(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                str(source), allow_patterns=["*.json", "*.safetensors", "SHA256SUMS", "*.md", "encoding/*"]
-            )
-        )
+        return Path(snapshot_download(str(source), allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise NarrowsError(
