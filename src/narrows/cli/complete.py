@@ -125,12 +125,15 @@ def with_imports(
     if not before and not after:
         raise UsageError(f"{path} is empty; write a first line for the model to go on from.")
     tokenizer = model.tokenizer
-    plain = fim_prompt(tokenizer, before, after) if after else [tokenizer.bos_id, *tokenizer.encode(before)]
+    layout = model.config.fim_layout
+    plain = (
+        fim_prompt(tokenizer, before, after, layout=layout) if after else [tokenizer.bos_id, *tokenizer.encode(before)]
+    )
     sources = (read_source(file) for file in imported_files(path, text))
     context = context_tokens(tokenizer, filter(None, sources), _room(model, max_tokens) + 4 - len(plain))
     files = context.count(tokenizer.eos_id)
     if after:
-        return fim_prompt(tokenizer, before, after, context), files
+        return fim_prompt(tokenizer, before, after, context, layout), files
     return [tokenizer.bos_id, *context, *plain[1:]], files
 
 

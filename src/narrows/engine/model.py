@@ -135,7 +135,7 @@ class Model:
                 raise UsageError("a suffix goes with a prompt of text, not of token ids; encode both as one prompt.")
             return prompt
         if suffix:
-            return fim_prompt(self.tokenizer, prompt, suffix)
+            return fim_prompt(self.tokenizer, prompt, suffix, layout=self.config.fim_layout)
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] if prompt else []
 
     def _checked(self, given: Any) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from reprlib import repr as short
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -45,8 +45,9 @@ class ModelConfig(BaseModel):
     """One DeepSeek-V4 architecture. Frozen; raises NarrowsError (through `from_dict`) when fields disagree.
 
     `csa_ratio` and `hca_ratio` are m and m' (4 and 128 in both official models). `rope_scaling` applies to layers
-    with a compressor only; sliding layers use plain RoPE with `rope_theta`. `trained_context` is ours: the longest
-    context in tokens that the weights have seen, where it is known.
+    with a compressor only; sliding layers use plain RoPE with `rope_theta`. Two fields are ours:
+    `trained_context`, the longest context in tokens that the weights have seen, where it is known, and `fim_layout`,
+    the order in which they learned to fill in the middle (text/fim.py).
     """
 
     model_config = _CHECKED
@@ -59,6 +60,7 @@ class ModelConfig(BaseModel):
     num_nextn_predict_layers: int = Field(default=0, ge=0, le=1)
     max_position_embeddings: int = Field(default=1_048_576, gt=0, le=2**40)
     trained_context: int | None = Field(default=None, gt=0)
+    fim_layout: Literal["psm", "spm"] = "psm"
 
     num_attention_heads: int = _SIZE
     head_dim: int = _SIZE

@@ -25,6 +25,7 @@ PLAIN_FIELDS = (
     "num_nextn_predict_layers",
     "max_position_embeddings",
     "trained_context",
+    "fim_layout",
     "num_attention_heads",
     "head_dim",
     "q_lora_rank",

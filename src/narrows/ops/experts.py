@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from narrows.ops import native
 from narrows.ops.dtypes import wide
 
 
@@ -39,7 +40,9 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
-        return *_swiglu_gradients(gate, up, gradient, ctx.limit), None
+        by_gate, by_up = torch.empty_like(gate), torch.empty_like(up)
+        _swiglu_gradients(gate, up, gradient, ctx.limit, by_gate, by_up)
+        return by_gate, by_up, None
 
 
 class _Experts(torch.autograd.Function):
@@ -58,8 +61,10 @@ class _Experts(torch.autograd.Function):
         out = torch.empty_like(tokens)
         for expert, part in _parts(counts):
             torch.mm(tokens[part], w13[expert].mT, out=hidden[part])
-            gate, up = hidden[part].split(width, dim=-1)
-            torch.mm(_swiglu(gate, up, limit), w2[expert].mT, out=out[part])
+        gate, up = hidden.split(width, dim=-1)
+        inner = _swiglu(gate, up, limit)
+        for expert, part in _parts(counts):
+            torch.mm(inner[part], w2[expert].mT, out=out[part])
         by_token = out.index_select(0, place).view(rows, k, -1)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(weights, w13, w2, order, place, tokens, hidden, by_token)
@@ -73,15 +78,18 @@ class _Experts(torch.autograd.Function):
         rows, k, d = by_token.shape
         by_weights = torch.bmm(by_token.to(weights.dtype), gradient[:, :, None].to(weights.dtype)).squeeze(2)
         by_out = (gradient.index_select(0, order // k) * weights.flatten()[order, None]).to(gradient.dtype)
-        by_tokens = torch.empty_like(tokens)
+        width = w2.shape[2]
+        by_inner, inner = hidden.new_empty(rows * k, width), hidden.new_empty(rows * k, width)
+        by_hidden, by_tokens = torch.empty_like(hidden), torch.empty_like(tokens)
         by_w13, by_w2 = torch.zeros_like(w13), torch.zeros_like(w2)
         for expert, part in _parts(ctx.counts):
-            gate, up = hidden[part].split(w2.shape[2], dim=-1)
-            torch.mm(by_out[part].mT, _swiglu(gate, up, ctx.limit), out=by_w2[expert])
-            halves = _swiglu_gradients(gate, up, by_out[part] @ w2[expert], ctx.limit)
-            by_hidden = torch.cat(halves, dim=-1)
-            torch.mm(by_hidden.mT, tokens[part], out=by_w13[expert])
-            torch.mm(by_hidden, w13[expert], out=by_tokens[part])
+            torch.mm(by_out[part], w2[expert], out=by_inner[part])
+        (gate, up), (by_gate, by_up) = hidden.split(width, dim=-1), by_hidden.split(width, dim=-1)
+        _swiglu_gradients(gate, up, by_inner, ctx.limit, by_gate, by_up, inner)
+        for expert, part in _parts(ctx.counts):
+            torch.mm(by_out[part].mT, inner[part], out=by_w2[expert])
+            torch.mm(by_hidden[part].mT, tokens[part], out=by_w13[expert])
+            torch.mm(by_hidden[part], w13[expert], out=by_tokens[part])
         return by_tokens.index_select(0, place).view(rows, k, d).sum(1), by_weights, None, by_w13, by_w2, None
 
 
@@ -95,11 +103,28 @@ def _parts(counts: list[int]) -> Iterator[tuple[int, slice]]:
 
 
 def _swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    if native.serves(gate, up):
+        result = torch.empty_like(gate, memory_format=torch.contiguous_format)
+        native.kernels.swiglu(_rows(gate), _rows(up), limit, _rows(result))
+        return result
     dtype = wide(gate.dtype)
     return F.silu(gate.to(dtype).clamp(max=limit)).mul_(up.to(dtype).clamp(-limit, limit)).to(gate.dtype)
 
 
-def _swiglu_gradients(gate: Tensor, up: Tensor, gradient: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+def _swiglu_gradients(
+    gate: Tensor,
+    up: Tensor,
+    gradient: Tensor,
+    limit: float,
+    by_gate: Tensor,
+    by_up: Tensor,
+    result: Tensor | None = None,
+) -> None:
+    """Write the gradients of `gate` and `up` [..., width], and into `result`, if it is there, what swiglu gave."""
+    if native.serves(gate, up, gradient):
+        upper = _rows(gradient.contiguous())
+        native.kernels.swiglu_gradient(_rows(gate), _rows(up), limit, upper, _rows(by_gate), _rows(by_up), result)
+        return
     dtype = wide(gate.dtype)
     gradient = gradient.to(dtype)
     clamped_gate, clamped_up = gate.to(dtype).clamp(max=limit), up.to(dtype).clamp(-limit, limit)
@@ -107,6 +132,11 @@ def _swiglu_gradients(gate: Tensor, up: Tensor, gradient: Tensor, limit: float) 
     silu = clamped_gate * sigmoid
     # silu' = sigmoid · (1 + gate · (1 - sigmoid)) = sigmoid + silu - silu · sigmoid
     slope = torch.addcmul(sigmoid, silu, 1 - sigmoid)
-    by_gate = (gradient * clamped_up).mul_(slope).mul_(gate <= limit)
-    by_up = silu.mul_(gradient).mul_(up.abs() <= limit)
-    return by_gate.to(gate.dtype), by_up.to(up.dtype)
+    if result is not None:
+        result.copy_(silu * clamped_up)
+    by_gate.copy_((gradient * clamped_up).mul_(slope).mul_(gate <= limit))
+    by_up.copy_(silu.mul_(gradient).mul_(up.abs() <= limit))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten(0, -2)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from narrows.ops import native
 from narrows.ops.norm import inverse_rms
 from narrows.ops.tiles import CACHED
 
@@ -62,6 +63,10 @@ class _Sinkhorn(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(logits)
             ctx.iterations, ctx.eps = iterations, eps
+        if _native_serves(logits):
+            result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            native.kernels.sinkhorn(native.plain(logits), iterations, eps, result)
+            return result
         matrix = _softmax(logits) + eps
         for step in range(2 * iterations - 1):
             matrix.mul_(_inverse_sums(matrix, step, eps))
@@ -71,6 +76,12 @@ class _Sinkhorn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
+        if _native_serves(logits, gradient):
+            by_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            native.kernels.sinkhorn_gradient(
+                native.plain(logits), ctx.iterations, ctx.eps, native.plain(gradient), by_logits
+            )
+            return by_logits, None, None
         softmax = _softmax(logits)
         matrix, steps = softmax + ctx.eps, []
         for step in range(2 * ctx.iterations - 1):
@@ -120,6 +131,22 @@ class _Read(torch.autograd.Function):
         out = streams.new_empty(rows, d)
         mixes = fn.new_empty(rows, fn.shape[0])
         inverse = fn.new_empty(rows, 1)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(streams, fn, base, scale, mixes, inverse)
+            ctx.eps = eps
+        if _native_serves(streams, fn, base, scale):
+            native.kernels.hyper_read(
+                native.plain(streams),
+                native.plain(fn),
+                native.plain(base),
+                scale.item(),
+                eps,
+                norm_eps,
+                out,
+                mixes,
+                inverse.flatten(),
+            )
+            return out, mixes[:, count:]
         for part in _parts(streams):
             h = streams[part].to(fn.dtype)
             flat = h.flatten(1)
@@ -127,9 +154,6 @@ class _Read(torch.autograd.Function):
             mixes[part] = F.linear(flat, fn).mul_(inverse[part])
             weights = torch.sigmoid(mixes[part, :count] * scale + base) + eps
             out[part] = torch.bmm(weights[:, None], h).squeeze(1)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(streams, fn, base, scale, mixes, inverse)
-            ctx.eps = eps
         return out, mixes[:, count:]
 
     @staticmethod
@@ -137,7 +161,25 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, by_out: Tensor, by_others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         streams, fn, base, scale, mixes, inverse = ctx.saved_tensors
         _, count, d = streams.shape
-        by_streams = torch.empty_like(streams, dtype=fn.dtype)
+        by_streams = torch.empty_like(streams, dtype=fn.dtype, memory_format=torch.contiguous_format)
+        if _native_serves(streams, fn, by_out, by_others):
+            scaled, by_pre = torch.empty_like(mixes), mixes.new_empty(mixes.shape[0], count)
+            native.kernels.hyper_read_gradient(
+                native.plain(streams),
+                native.plain(fn),
+                native.plain(base),
+                scale.item(),
+                ctx.eps,
+                mixes,
+                inverse.flatten(),
+                native.plain(by_out),
+                native.plain(by_others),
+                by_streams,
+                scaled,
+                by_pre,
+            )
+            by_fn = scaled.mT @ streams.flatten(1)
+            return by_streams, by_fn, by_pre.sum(0), (by_pre * mixes[:, :count]).sum(), None, None
         by_fn = torch.zeros_like(fn)
         by_mixes = torch.empty_like(mixes)
         by_mixes[:, count:] = by_others
@@ -164,7 +206,12 @@ class _Post(torch.autograd.Function):
     def forward(ctx: Any, streams: Tensor, out: Tensor, post: Tensor, comb: Tensor) -> Tensor:
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(streams, out, post, comb)
-        result = torch.empty_like(streams)
+        result = torch.empty_like(streams, memory_format=torch.contiguous_format)
+        if _native_serves(streams, out, post, comb):
+            native.kernels.hyper_post(
+                native.plain(streams), native.plain(out), native.plain(post), native.plain(comb), result
+            )
+            return result
         dtype = streams.dtype
         for part in _parts(streams):
             torch.bmm(comb[part].mT.to(dtype), streams[part], out=result[part])
@@ -176,8 +223,22 @@ class _Post(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         streams, out, post, comb = ctx.saved_tensors
         dtype = streams.dtype
-        by_streams, by_out = torch.empty_like(streams), torch.empty_like(out)
-        by_post, by_comb = torch.empty_like(post), torch.empty_like(comb)
+        by_streams, by_out, by_post, by_comb = (
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (streams, out, post, comb)
+        )
+        if _native_serves(streams, out, post, comb, gradient):
+            native.kernels.hyper_post_gradient(
+                native.plain(streams),
+                native.plain(out),
+                native.plain(post),
+                native.plain(comb),
+                native.plain(gradient),
+                by_streams,
+                by_out,
+                by_post,
+                by_comb,
+            )
+            return by_streams, by_out, by_post, by_comb
         for part in _parts(streams):
             upper = gradient[part]
             torch.bmm(comb[part].to(dtype), upper, out=by_streams[part])
@@ -185,6 +246,11 @@ class _Post(torch.autograd.Function):
             by_post[part] = torch.bmm(upper, out[part, :, None]).squeeze(2)
             by_comb[part] = torch.bmm(streams[part], upper.mT)
         return by_streams, by_out, by_post, by_comb
+
+
+def _native_serves(*tensors: Tensor) -> bool:
+    """Kernels know four streams, which is what every published model has."""
+    return native.serves(*tensors) and (tensors[0].dim() < 2 or tensors[0].shape[1] == 4)
 
 
 def _parts(streams: Tensor) -> Iterator[slice]:

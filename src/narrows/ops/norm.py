@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from narrows.ops import native
 from narrows.ops.dtypes import wide
 
 
@@ -28,6 +29,18 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        if native.serves(x, weight):
+            x = native.plain(x)
+            result, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1])
+            native.kernels.rms_norm(
+                x.flatten(0, -2),
+                None if weight is None else native.plain(weight),
+                eps,
+                result.flatten(0, -2),
+                inverse.flatten(),
+            )
+            ctx.save_for_backward(x, weight, inverse[..., None])
+            return result
         h = x.to(wide(x.dtype))
         inverse = inverse_rms(h, eps)
         ctx.save_for_backward(x, weight, inverse)
@@ -40,6 +53,18 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upper: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
+        if native.serves(x, weight, upper):
+            by_x = torch.empty_like(x)
+            by_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[1] else None
+            native.kernels.rms_norm_gradient(
+                x.flatten(0, -2),
+                None if weight is None else native.plain(weight),
+                inverse.flatten(),
+                native.plain(upper).flatten(0, -2),
+                by_x.flatten(0, -2),
+                by_weight,
+            )
+            return by_x, by_weight, None
         h = x.to(wide(x.dtype))
         gradient = upper.to(h.dtype)
         by_weight = None

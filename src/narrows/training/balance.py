@@ -46,11 +46,15 @@ class LoadBalancer:
 
     @torch.no_grad()
     def update(self) -> dict[str, list[int]]:
-        """Move the biases by the loads since the last update or `forget`. -> each router's tokens per expert."""
+        """Move the biases by the loads since the last update or `forget`. -> each router's tokens per expert: none
+        of one that was not used."""
         for router, load in self._loads.items():
             load = load.to(router.bias.dtype)
             router.bias += self._speed * torch.sign(load.mean() - load)
-        loads = {name: self._loads[router].tolist() for name, router in self.routers.items() if router in self._loads}
+        loads = {
+            name: self._loads[router].tolist() if router in self._loads else [0] * router.weight.shape[0]
+            for name, router in self.routers.items()
+        }
         self.forget()
         return loads
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from narrows.model.segments import Segment
 from narrows.ops.cross_entropy import IGNORED
+from narrows.text.fim import Layout
 from narrows.training.samples import TokenStream, fim_sample
 
 
@@ -73,9 +74,19 @@ class TrainingBatches:
     `epoch` and `position` (samples already used in that epoch) are all that a checkpoint has to keep.
     """
 
-    def __init__(self, stream: TokenStream, *, length: int, rows: int, fim_rate: float, seeds: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        length: int,
+        rows: int,
+        fim_rate: float,
+        seeds: tuple[int, ...],
+        fim_layout: Layout = "psm",
+    ) -> None:
         """`length`: most rows of a sample; `rows`: most rows of a batch; `fim_rate`: share of samples turned to FIM."""
-        self._stream, self._length, self._rows, self._fim_rate = stream, length, rows, fim_rate
+        self._stream, self._length, self._rows = stream, length, rows
+        self._fim_rate, self._fim_layout = fim_rate, fim_layout
         self._seeds = seeds
         self.seek(0, 0)
 
@@ -100,6 +111,6 @@ class TrainingBatches:
             start, end = self._pieces[position].tolist()
             tokens = self._stream.tokens[start:end].tolist()
             if random.random() < self._fim_rate:
-                yield fim_sample(self._stream.tokenizer, tokens, self._length + 1, random)
+                yield fim_sample(self._stream.tokenizer, tokens, self._length + 1, random, self._fim_layout)
             else:
                 yield [self._stream.tokenizer.bos_id, *tokens]

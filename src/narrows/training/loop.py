@@ -27,6 +27,7 @@ from narrows.training.losses import training_losses
 from narrows.training.masters import Masters
 from narrows.training.optimizers import make_optimizers, set_learning_rate
 from narrows.training.plots import write_plots
+from narrows.training.products import fast_products
 from narrows.training.recipe import Recipe, Stage
 from narrows.training.samples import TokenStream
 from narrows.training.schedule import learning_rate_at, mtp_weight_at
@@ -140,6 +141,7 @@ class Run:
             length=stage.sample_length,
             rows=stage.rows_per_pass,
             fim_rate=self.recipe.fim_rate,
+            fim_layout=self.network.config.fim_layout,
             seeds=(self.recipe.seed, number),
         )
 
@@ -167,8 +169,9 @@ class Run:
         values = torch.zeros(4, dtype=torch.float64)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        for batch in passes:
-            values += self._backward(batch.to(self.device), batch.rows / rows, stage, balancer, teacher)
+        with fast_products(recipe.fast_products):
+            for batch in passes:
+                values += self._backward(batch.to(self.device), batch.rows / rows, stage, balancer, teacher)
         norm = float(nn.utils.clip_grad_norm_(self.masters.parameters.values(), recipe.optimiser.largest_gradient_norm))
         spike = 0 < progress.mean_norm * recipe.optimiser.spike < norm
         skipped = spike or not math.isfinite(float(values.sum()) + norm)
@@ -191,7 +194,9 @@ class Run:
             "index_loss": index_loss,
             "learning_rate": rate,
             "gradient_norm": norm,
-            "imbalance": max((max(load) * len(load) / sum(load) for load in loads.values()), default=math.nan),
+            "imbalance": max(
+                (max(load) * len(load) / sum(load) for load in loads.values() if any(load)), default=math.nan
+            ),
             "loads": list(loads.values()),
             "rows": rows,
             "tokens_per_second": rows / seconds,
@@ -204,7 +209,7 @@ class Run:
         """Add a pass's gradients to the masters'. -> its share of the losses: next token, MTP, balance, index."""
         weights = self.recipe.loss
         balancer.begin(batch.segments, self.device)
-        loss, mtp_loss = (total / batch.rows for total in training_losses(self.network, batch))
+        loss, mtp_loss = (total / batch.rows for total in training_losses(self.network, batch, mtp=stage.mtp))
         balance, index_loss = balancer.loss(), teacher.loss() / batch.rows
         total = weights.index * index_loss
         if stage.train == "all":

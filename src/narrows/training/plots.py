@@ -30,9 +30,10 @@ def _losses(figure_type: Any, steps: list[dict[str, Any]], records: list[dict[st
     tokens = np.cumsum([record["rows"] for record in steps]) / 1e6
     for key, label in (("loss", "next token"), ("mtp_loss", "MTP: the token after")):
         values = np.array([record[key] for record in steps], dtype=float)
-        if values.any():
-            (line,) = axes.plot(tokens, values, linewidth=0.6, alpha=0.35)
-            axes.plot(tokens, _smooth(values), color=line.get_color(), label=label)
+        there = values != 0  # a stage may leave the MTP block alone
+        if there.any():
+            (line,) = axes.plot(tokens[there], values[there], linewidth=0.6, alpha=0.35)
+            axes.plot(tokens[there], _smooth(values[there]), color=line.get_color(), label=label)
     axes.set_xlabel("million tokens")
     axes.set_ylabel("training loss, nats per token")
     at_step = {record["step"]: total for record, total in zip(steps, tokens, strict=True)}
@@ -57,7 +58,8 @@ def _experts(figure_type: Any, steps: list[dict[str, Any]]) -> Any:
     rows = [np.array(record["loads"], dtype=float) for record in steps if record.get("loads")]
     if rows:
         loads = np.stack(rows)  # [steps, layers, experts]
-        shares = loads / loads.sum(-1, keepdims=True) * loads.shape[-1]
+        totals = loads.sum(-1, keepdims=True)
+        shares = np.divide(loads * loads.shape[-1], totals, out=np.full_like(loads, np.nan), where=totals > 0)
         picture = axes.imshow(
             shares.reshape(len(rows), -1).T, aspect="auto", vmin=0, vmax=2, cmap="RdBu_r", interpolation="nearest"
         )

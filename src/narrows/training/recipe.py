@@ -24,7 +24,8 @@ class Stage(_Table):
 
     `sample_length` and `rows_per_pass` are rows at most, of one sample and of one pass. `attention`: CSA layers attend
     to every visible entry (`dense`) or to those that the indexer selects (`sparse`). `train`: all parameters, or the
-    indexers alone. `rounded`: the network computes with its weights as they will be shipped.
+    indexers alone. `mtp`: whether the MTP block learns too. `rounded`: the network computes with its weights as they
+    will be shipped.
     """
 
     steps: int = Field(gt=0)
@@ -33,6 +34,7 @@ class Stage(_Table):
     passes_per_step: int = Field(default=1, gt=0)
     attention: Literal["dense", "sparse"] = "dense"
     train: Literal["all", "indexers"] = "all"
+    mtp: bool = True
     rounded: bool = False
 
     @model_validator(mode="after")
@@ -68,13 +70,18 @@ class Loss(_Table):
 
 
 class Recipe(_Table):
-    """One training run. Paths are relative to the recipe's file."""
+    """One training run. Paths are relative to the recipe's file.
+
+    `dtype` is what the network holds and computes in. `fast_products`: float32 matrices may be multiplied by whatever
+    the CPU is fastest with, which is BF16 where it has units for that.
+    """
 
     format: Literal[1]
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     corpus: str
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "bf16"] = "float32"
+    fast_products: bool = False
     precision: Literal["bf16", "fp8", "official"] = "official"
     fim_rate: float = Field(default=0.5, ge=0, le=1)
     evaluation_tokens: int = Field(default=60_000, gt=0)

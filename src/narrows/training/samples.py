@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from narrows.corpus.shards import Corpus
 from narrows.errors import NarrowsError
-from narrows.text.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer
+from narrows.text.fim import Layout, arranged
+from narrows.text.tokenizer import Tokenizer
 
 SHORTEST_MIDDLE = 8
 """Characters that a fill-in-the-middle sample leaves out at least, unless its text ends before."""
 
 _SHORTEST_TARGET = 16  # tokens of a file that is worth cutting a middle from
+_FIM_CONTROLS = 5  # BOS, begin, hole, end, EOS
 
 
 class TokenStream:
@@ -67,8 +69,10 @@ class TokenStream:
         return np.concatenate(pieces)
 
 
-def fim_sample(tokenizer: Tokenizer, tokens: Sequence[int], most: int, random: np.random.Generator) -> list[int]:
-    """`tokens` with their last file rearranged: the files before it, prefix, suffix, then the middle and EOS.
+def fim_sample(
+    tokenizer: Tokenizer, tokens: Sequence[int], most: int, random: np.random.Generator, layout: Layout = "psm"
+) -> list[int]:
+    """`tokens` with their last file rearranged: the files before it, prefix and suffix, then the middle and EOS.
 
     At most `most` tokens: what does not fit is taken from the beginning first, from the suffix's end next. The text is
     cut at characters, not at tokens, as a cursor would.
@@ -82,20 +86,14 @@ def fim_sample(tokenizer: Tokenizer, tokens: Sequence[int], most: int, random: n
     text = tokenizer.decode(token for token in file if token != tokenizer.eos_id).strip("\ufffd")
     start, end = middle_of(text, random)
     prefix, middle, suffix = map(tokenizer.encode, (text[:start], text[start:end], text[end:]))
-    before = [*context, tokenizer.control(FIM_BEGIN), *prefix]
-    surplus = max(0, 1 + len(before) + len(suffix) + len(middle) + 3 - most)
-    # The token that begins the prefix stays, whatever else has to go.
+    surplus = max(0, len(context) + len(prefix) + len(suffix) + len(middle) + _FIM_CONTROLS - most)
     from_context = min(surplus, len(context))
     from_prefix = min(surplus - from_context, len(prefix))
     from_suffix = min(surplus - from_context - from_prefix, len(suffix))
     return [
         tokenizer.bos_id,
         *context[from_context:],
-        tokenizer.control(FIM_BEGIN),
-        *prefix[from_prefix:],
-        tokenizer.control(FIM_HOLE),
-        *suffix[: len(suffix) - from_suffix],
-        tokenizer.control(FIM_END),
+        *arranged(tokenizer, prefix[from_prefix:], suffix[: len(suffix) - from_suffix], layout),
         *middle,
         tokenizer.eos_id,
     ][:most]

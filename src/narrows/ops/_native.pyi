@@ -1,0 +1,71 @@
+"""Kernels for CPUs, from native/module.cpp. Shapes and meaning: native/kernels.hpp, narrows.ops."""
+
+from torch import Tensor
+
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def use(name: str) -> None: ...
+def hyper_read(
+    streams: Tensor,
+    fn: Tensor,
+    base: Tensor,
+    scale: float,
+    eps: float,
+    norm_eps: float,
+    out: Tensor,
+    mixes: Tensor,
+    inverse: Tensor,
+    /,
+) -> None: ...
+def hyper_read_gradient(
+    streams: Tensor,
+    fn: Tensor,
+    base: Tensor,
+    scale: float,
+    eps: float,
+    mixes: Tensor,
+    inverse: Tensor,
+    by_out: Tensor,
+    by_others: Tensor,
+    by_streams: Tensor,
+    scaled: Tensor,
+    by_pre: Tensor,
+    /,
+) -> None: ...
+def hyper_post(streams: Tensor, out: Tensor, post: Tensor, comb: Tensor, result: Tensor, /) -> None: ...
+def hyper_post_gradient(
+    streams: Tensor,
+    out: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    by_result: Tensor,
+    by_streams: Tensor,
+    by_out: Tensor,
+    by_post: Tensor,
+    by_comb: Tensor,
+    /,
+) -> None: ...
+def sinkhorn(logits: Tensor, iterations: int, eps: float, result: Tensor, /) -> None: ...
+def sinkhorn_gradient(logits: Tensor, iterations: int, eps: float, by_result: Tensor, by_logits: Tensor, /) -> None: ...
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, result: Tensor, inverse: Tensor, /) -> None: ...
+def rms_norm_gradient(
+    x: Tensor,
+    weight: Tensor | None,
+    inverse: Tensor,
+    by_result: Tensor,
+    by_x: Tensor,
+    by_weight: Tensor | None,
+    /,
+) -> None: ...
+def swiglu(gate: Tensor, up: Tensor, limit: float, result: Tensor, /) -> None: ...
+def swiglu_gradient(
+    gate: Tensor,
+    up: Tensor,
+    limit: float,
+    by_result: Tensor,
+    by_gate: Tensor,
+    by_up: Tensor,
+    result: Tensor | None,
+    /,
+) -> None: ...
+def cross_entropy(logits: Tensor, targets: Tensor, losses: Tensor, /) -> None: ...
