@@ -30,11 +30,14 @@ help:
 	@echo "TORCH=cpu          ask PyTorch's own index for the build without CUDA, gigabytes smaller on Linux"
 	@echo 'Both matter when the virtual environment is made: after make clean, or in a fresh clone.'
 
+# What an install copies or compiles; the Python files are used where they lie.
+INSTALLED := pyproject.toml constraints.txt $(wildcard native/*)
+
 # A stamp is touched when all is installed; what interrupts the install leaves the stamp out.
-$(RUNTIME): pyproject.toml constraints.txt
+$(RUNTIME): $(INSTALLED)
 	@$(INSTALL) '' $@
 
-$(DEV): pyproject.toml constraints.txt
+$(DEV): $(INSTALLED)
 	@$(INSTALL) '[dev]' $@ $(RUNTIME)
 
 # Without FILE: a place in the standard library, in the middle of a method.

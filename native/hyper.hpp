@@ -137,6 +137,10 @@ inline void hyper_read_gradient(std::int64_t begin, std::int64_t end, std::int64
     }
 }
 
+inline void hyper_strengths(std::int64_t begin, std::int64_t end, const float* logits, float* result) {
+    for (std::int64_t i = begin * STREAMS; i < end * STREAMS; ++i) result[i] = 2.0f * sigmoid(logits[i]);
+}
+
 inline void hyper_post(std::int64_t begin, std::int64_t end, std::int64_t d, const float* streams, const float* out,
                        const float* post, const float* comb, float* result) {
     for (std::int64_t n = begin; n < end; ++n) {

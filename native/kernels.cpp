@@ -10,8 +10,8 @@
 namespace narrows::NARROWS_ISA {
 
 extern const Kernels kernels = {
-    hyper_read,        hyper_read_gradient, hyper_post, hyper_post_gradient, sinkhorn,      sinkhorn_gradient,
-    rms_norm,          rms_norm_gradient,   swiglu,     swiglu_gradient,     cross_entropy,
+    hyper_read,        hyper_read_gradient, hyper_strengths, hyper_post,      hyper_post_gradient, sinkhorn,
+    sinkhorn_gradient, rms_norm,            rms_norm_gradient, swiglu,        swiglu_gradient,     cross_entropy,
 };
 
 }  // namespace narrows::NARROWS_ISA

@@ -19,6 +19,8 @@ struct Kernels {
                                 const float* streams, const float* fn, const float* base, float scale, float eps,
                                 const float* mixes, const float* inverse, const float* by_out,
                                 const float* by_others, float* by_streams, float* scaled, float* by_pre);
+    // logits [N, 4] -> result [N, 4]
+    void (*hyper_strengths)(std::int64_t begin, std::int64_t end, const float* logits, float* result);
     // streams [N, 4, d], out [N, d], post [N, 4], comb [N, 4, 4] -> result [N, 4, d]
     void (*hyper_post)(std::int64_t begin, std::int64_t end, std::int64_t d, const float* streams, const float* out,
                        const float* post, const float* comb, float* result);

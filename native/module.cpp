@@ -30,6 +30,7 @@ using OutRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 using Targets = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 constexpr std::int64_t PART = 64;  // rows a thread takes at a time
+constexpr int MOST_ITERATIONS = 10'000;  // of Sinkhorn's: its gradient keeps them all
 
 struct Choice {
     std::string name;
@@ -104,6 +105,16 @@ void hyper_read_gradient(In3 streams, In2 fn, In1 base, float scale, float eps, 
     });
 }
 
+void hyper_strengths(In2 logits, Out2 result) {
+    const std::int64_t rows = logits.shape(0);
+    is(logits, {rows, STREAMS}, "logits [N, 4]");
+    is(result, {rows, STREAMS}, "result [N, 4]");
+    nb::gil_scoped_release release;
+    parallel(rows, 4 * PART, [&](std::int64_t begin, std::int64_t end) {
+        k().hyper_strengths(begin, end, logits.data(), result.data());
+    });
+}
+
 void hyper_post(In3 streams, In2 out, In2 post, In3 comb, Out3 result) {
     const std::int64_t rows = streams.shape(0), d = streams.shape(2);
     is(streams, {rows, STREAMS, d}, "streams [N, 4, d]");
@@ -140,7 +151,7 @@ void sinkhorn(In3 logits, int iterations, float eps, Out3 result) {
     const std::int64_t rows = logits.shape(0);
     is(logits, {rows, STREAMS, STREAMS}, "logits [N, 4, 4]");
     is(result, {rows, STREAMS, STREAMS}, "result [N, 4, 4]");
-    require(iterations > 0, "iterations above 0");
+    require(0 < iterations && iterations <= MOST_ITERATIONS, "iterations from 1 to 10,000");
     nb::gil_scoped_release release;
     parallel(rows, 4 * PART, [&](std::int64_t begin, std::int64_t end) {
         k().sinkhorn(begin, end, iterations, eps, logits.data(), result.data());
@@ -152,7 +163,7 @@ void sinkhorn_gradient(In3 logits, int iterations, float eps, In3 by_result, Out
     is(logits, {rows, STREAMS, STREAMS}, "logits [N, 4, 4]");
     is(by_result, {rows, STREAMS, STREAMS}, "by_result [N, 4, 4]");
     is(by_logits, {rows, STREAMS, STREAMS}, "by_logits [N, 4, 4]");
-    require(iterations > 0, "iterations above 0");
+    require(0 < iterations && iterations <= MOST_ITERATIONS, "iterations from 1 to 10,000");
     nb::gil_scoped_release release;
     parallel(rows, 4 * PART, [&](std::int64_t begin, std::int64_t end) {
         k().sinkhorn_gradient(begin, end, iterations, eps, logits.data(), by_result.data(), by_logits.data());
@@ -184,7 +195,7 @@ void rms_norm_gradient(In2 x, std::optional<In1> weight, In1 inverse, In2 by_res
     std::vector<float> partial(by_weight ? (rows + part - 1) / part * d : 0);
     parallel(rows, part, [&](std::int64_t begin, std::int64_t end) {
         k().rms_norm_gradient(begin, end, d, x.data(), weight ? weight->data() : nullptr, inverse.data(),
-                              by_result.data(), by_x.data(), by_weight ? &partial[begin / part * d] : nullptr);
+                              by_result.data(), by_x.data(), by_weight ? partial.data() + begin / part * d : nullptr);
     });
     if (!by_weight) return;
     float* to = by_weight->data();
@@ -248,6 +259,25 @@ void use(const std::string& name) {
     throw std::invalid_argument("this machine has no " + name);
 }
 
+// How an argument is taken: tensors as they are, for what is written into a converted copy would be lost.
+template <typename T>
+struct Argument {
+    static auto taken() { return nb::arg(); }
+};
+template <typename... Ts>
+struct Argument<nb::ndarray<Ts...>> {
+    static auto taken() { return nb::arg().noconvert(); }
+};
+template <typename... Ts>
+struct Argument<std::optional<nb::ndarray<Ts...>>> {
+    static auto taken() { return nb::arg().noconvert().none(); }
+};
+
+template <typename... Args>
+void define(nb::module_& m, const char* name, void (*function)(Args...)) {
+    m.def(name, function, Argument<Args>::taken()...);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -259,19 +289,18 @@ NB_MODULE(_native, m) {
     }, "Those that this machine has, the fastest first.");
     m.def("instruction_set", [] { return choice().name; }, "The one in use.");
     m.def("use", &use, "name"_a, "Use another instruction set, of those that there are: for tests.");
-    m.def("hyper_read", &hyper_read);
-    m.def("hyper_read_gradient", &hyper_read_gradient);
-    m.def("hyper_post", &hyper_post);
-    m.def("hyper_post_gradient", &hyper_post_gradient);
-    m.def("sinkhorn", &sinkhorn);
-    m.def("sinkhorn_gradient", &sinkhorn_gradient);
-    m.def("rms_norm", &rms_norm, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg());
-    m.def("rms_norm_gradient", &rms_norm_gradient, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
-          nb::arg().none());
-    m.def("swiglu", &swiglu);
-    m.def("swiglu_gradient", &swiglu_gradient, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-          nb::arg().none());
-    m.def("cross_entropy", &cross_entropy);
+    define(m, "hyper_read", &hyper_read);
+    define(m, "hyper_read_gradient", &hyper_read_gradient);
+    define(m, "hyper_strengths", &hyper_strengths);
+    define(m, "hyper_post", &hyper_post);
+    define(m, "hyper_post_gradient", &hyper_post_gradient);
+    define(m, "sinkhorn", &sinkhorn);
+    define(m, "sinkhorn_gradient", &sinkhorn_gradient);
+    define(m, "rms_norm", &rms_norm);
+    define(m, "rms_norm_gradient", &rms_norm_gradient);
+    define(m, "swiglu", &swiglu);
+    define(m, "swiglu_gradient", &swiglu_gradient);
+    define(m, "cross_entropy", &cross_entropy);
 }
 
 }  // namespace narrows

@@ -22,6 +22,9 @@ inline void store_part(float* to, Vec value, std::int64_t count) {
     std::memcpy(to, lanes, sizeof(float) * count);
 }
 
+// What is not a number stays so.
+inline Vec clamp(Vec x, float limit) { return most(all(-limit), least(all(limit), x)); }
+
 inline void swiglu(std::int64_t begin, std::int64_t end, std::int64_t width, const float* gate, const float* up,
                    std::int64_t stride, float limit, float* result) {
     for (std::int64_t n = begin; n < end; ++n) {
@@ -30,8 +33,8 @@ inline void swiglu(std::int64_t begin, std::int64_t end, std::int64_t width, con
         for (std::int64_t i = 0; i < width; i += WIDTH) {
             const std::int64_t count = std::min<std::int64_t>(WIDTH, width - i);
             const bool whole = count == WIDTH;
-            const Vec g = least(whole ? load(gates + i) : load_part(gates + i, count), all(limit));
-            const Vec u = most(least(whole ? load(ups + i) : load_part(ups + i, count), all(limit)), all(-limit));
+            const Vec g = least(all(limit), whole ? load(gates + i) : load_part(gates + i, count));
+            const Vec u = clamp(whole ? load(ups + i) : load_part(ups + i, count), limit);
             const Vec value = g / (1.0f + exponential(-g)) * u;
             whole ? store(to + i, value) : store_part(to + i, value, count);
         }
@@ -50,13 +53,14 @@ inline void swiglu_gradient(std::int64_t begin, std::int64_t end, std::int64_t w
             const Vec raw_gate = whole ? load(gates + i) : load_part(gates + i, count);
             const Vec raw_up = whole ? load(ups + i) : load_part(ups + i, count);
             const Vec by = whole ? load(uppers + i) : load_part(uppers + i, count);
-            const Vec g = least(raw_gate, all(limit)), u = most(least(raw_up, all(limit)), all(-limit));
+            const Vec g = least(all(limit), raw_gate), u = clamp(raw_up, limit);
             const Vec sigmoid = 1.0f / (1.0f + exponential(-g));
             const Vec silu = g * sigmoid;
             // silu' = sigmoid · (1 + gate · (1 - sigmoid)) = sigmoid + silu - silu · sigmoid
             const Vec slope = sigmoid + silu - silu * sigmoid;
-            const Vec to_gate = raw_gate > limit ? Vec{} : by * u * slope;
-            const Vec to_up = raw_up != u ? Vec{} : by * silu;
+            // Beyond the limits 0, by a product: what is not a number stays so.
+            const Vec to_gate = by * u * slope * (raw_gate > limit ? Vec{} : all(1.0f));
+            const Vec to_up = by * silu * (raw_up != u ? Vec{} : all(1.0f));
             const Vec value = silu * u;
             whole ? store(by_gates + i, to_gate) : store_part(by_gates + i, to_gate, count);
             whole ? store(by_ups + i, to_up) : store_part(by_ups + i, to_up, count);

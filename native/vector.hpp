@@ -24,6 +24,7 @@ typedef float Unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_a
 inline Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<Unaligned*>(to) = value; }
 inline Vec all(float value) { return value - Vec{}; }
+// The second where one of them is not a number.
 inline Vec least(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec most(Vec a, Vec b) { return a > b ? a : b; }
 
@@ -37,8 +38,7 @@ inline float sum(Vec value) {
 
 // e^x to about 1.5 units in the last place; below -87 it is e^-87, above 88 e^88; what is not a number stays so.
 inline Vec exponential(Vec x) {
-    const Vec nan = x;
-    x = most(least(x, all(88.0f)), all(-87.0f));
+    x = most(all(-87.0f), least(all(88.0f), x));
     const Vec shifted = x * 1.44269504f + 12582912.0f;  // rounds to an integer in the low bits
     const Vec n = shifted - 12582912.0f;
     Vec r = x - n * 0.693145752f;
@@ -54,7 +54,7 @@ inline Vec exponential(Vec x) {
     bits = (bits << 23) + 0x3f800000;
     Vec scale;
     std::memcpy(&scale, &bits, sizeof scale);
-    return nan == nan ? p * scale : nan;
+    return p * scale;
 }
 
 inline float dot(const float* a, const float* b, std::int64_t length) {

@@ -45,8 +45,13 @@ if [ "$TORCH" = cpu ]; then
     fi
 fi
 
-echo "installing narrows$extras into $VENV (once; PyTorch is large, so this may take minutes)"
+echo "installing narrows$extras into $VENV (once, and when native/ changes; PyTorch is large, so this may take minutes)"
 pip install --quiet -c constraints.txt -e ".$extras"
+
+if ! "$VENV/bin/python" -c 'import narrows.ops._native' 2>/dev/null; then
+    echo "the C++ kernels could not be compiled: everything works without them, and training is slower." >&2
+    echo "$VENV/bin/python -m pip install -v -e . shows why." >&2
+fi
 
 rm "$unfinished"
 touch "$@"

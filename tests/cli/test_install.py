@@ -1,4 +1,4 @@
-"""tools/install.sh: what pip says when it fails reaches the reader."""
+"""tools/install.sh: what pip says when it fails reaches the reader, and what an install lacks."""
 
 import os
 import subprocess
@@ -7,15 +7,17 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "tools/install.sh"
 
-# Stands for the virtual environment's Python: pip is there, and cannot install from PyTorch's own index.
+# Stands for the virtual environment's Python: pip is there, and can neither install from PyTorch's own index nor
+# compile.
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
+*narrows.ops._native*) exit 1 ;;
 *--index-url*) echo 'ERROR: No matching distribution found for torch' >&2; exit 1 ;;
 esac
 """
 
 
-def test_why_the_build_without_cuda_was_not_installed_is_told(tmp_path: Path) -> None:
+def test_what_was_not_installed_is_told(tmp_path: Path) -> None:
     python = tmp_path / "venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(FAKE_PYTHON)
@@ -27,4 +29,5 @@ def test_why_the_build_without_cuda_was_not_installed_is_told(tmp_path: Path) ->
     assert "ERROR: No matching distribution found for torch" in done.stderr
     assert "PyTorch will come from the default index" in done.stderr
     assert "cannot be reached" not in done.stdout + done.stderr
+    assert "the C++ kernels could not be compiled" in done.stderr
     assert stamp.exists()

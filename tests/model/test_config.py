@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -36,6 +37,17 @@ def test_any_configuration_reads_back_in_both_dialects() -> None:
 
     for_each_draw("config", cases(longest=2), check)
     assert len(seen) >= draws() // 2
+
+
+@pytest.mark.parametrize("layout", ["psm", "spm"])
+def test_how_the_middle_was_learned_reads_back_in_both_dialects(layout: str) -> None:
+    """Published models do not say, and have the prefix first."""
+    config = ModelConfig.from_dict(TINY.to_dict() | {"fim_layout": layout})
+    assert config.fim_layout == layout
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ModelConfig.from_dict(DeepseekV4Config(**config.to_dict()).to_dict()) == config
+    silent = {name: value for name, value in config.to_dict().items() if name != "fim_layout"}
+    assert ModelConfig.from_dict(silent).fim_layout == "psm"
 
 
 def tiny(**changes: Any) -> dict[str, Any]:
@@ -80,6 +92,8 @@ S, C, H = "sliding_attention", "compressed_sparse_attention", "heavily_compresse
         ({"num_hidden_layers": 10**30}, "num_hidden_layers is 1000000000"),
         ({"head_dim": 10**400, "partial_rotary_factor": 0.5}, "head_dim is 1000000000"),
         ({"sliding_window": 2**18, "max_position_embeddings": 4096}, "sliding_window 262144 exceeds max_position_emb"),
+        ({"fim_layout": "pms"}, "fim_layout = 'pms': Input should be 'psm' or 'spm'"),
+        ({"fim_layout": ["spm"]}, "fim_layout = ['spm']: Input should be 'psm' or 'spm'"),
         ({"bos_token_id": 1}, "bos_token_id and eos_token_id are both 1"),
         ({"num_hidden_layers": 5}, "compress_ratios has 5 entries; num_hidden_layers 5 + num_nextn_predict_layers 1"),
         ({"compress_rates": {C: 8, H: 8}}, "gives both kinds of compressor the ratio 8"),

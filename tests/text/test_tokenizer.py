@@ -101,6 +101,16 @@ def test_a_fim_prompt_holds_prefix_and_suffix_between_its_control_tokens(prefix:
     assert prompt[-1] == TOKENIZER.control(FIM_END)
 
 
+@given(st.text(), st.text(), ids)
+def test_suffix_first_a_prompt_ends_in_its_prefix(prefix: str, suffix: str, context: list[int]) -> None:
+    """It is the other layout's prompt for an empty prefix, and the middle that follows is begun with the real one."""
+    prompt = fim_prompt(TOKENIZER, prefix, suffix, context, "spm")
+    assert prompt == [*fim_prompt(TOKENIZER, "", suffix, context), *TOKENIZER.encode(prefix)]
+    assert TOKENIZER.decode(fim_prompt(TOKENIZER, prefix, suffix, layout="spm")) == (
+        f"{BOS}{FIM_BEGIN}{FIM_HOLE}{suffix}{FIM_END}{prefix}"
+    )
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(NarrowsError, match=r"tokenizer\.json does not exist; put the model's tokenizer\.json there\.$"):
         Tokenizer.from_directory(tmp_path)

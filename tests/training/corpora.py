@@ -70,10 +70,43 @@ def write_corpus(folder: Path, packages: Mapping[str, list[str]] = PACKAGES) -> 
 
 
 STAGES: list[dict[str, Any]] = [
-    {"steps": 3, "sample_length": 48, "rows_per_pass": 64, "passes_per_step": 2},
+    {"steps": 3, "sample_length": 48, "rows_per_pass": 64, "passes_per_step": 2, "mtp": False},
     {"steps": 1, "sample_length": 48, "rows_per_pass": 64, "train": "indexers"},
     {"steps": 3, "sample_length": 96, "rows_per_pass": 96, "attention": "sparse", "rounded": True},
 ]
+
+
+RECIPE = """
+format = 1
+name = "test"
+corpus = "corpus"
+[model]
+hidden_size = 64
+num_hidden_layers = 2
+layer_types = ["sliding_attention", "compressed_sparse_attention"]
+num_hash_layers = 1
+num_attention_heads = 4
+head_dim = 32
+qk_rope_head_dim = 16
+q_lora_rank = 32
+o_groups = 2
+o_lora_rank = 32
+index_n_heads = 16
+index_head_dim = 16
+index_topk = 8
+moe_intermediate_size = 32
+n_routed_experts = 4
+num_experts_per_tok = 2
+[optimiser]
+learning_rate = 1e-2
+final_learning_rate = 1e-3
+warm_up_steps = 2
+cosine_from = 0.5
+[[stages]]
+steps = 10
+sample_length = 64
+rows_per_pass = 128
+"""
 
 
 def recipe(stages: list[dict[str, Any]] | None = None, **changes: Any) -> Recipe:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from narrows.errors import NarrowsError
 from narrows.ops.cross_entropy import IGNORED
+from narrows.text.fim import Layout
 from narrows.text.tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE
 from narrows.training.batches import TrainingBatches, pack
 from narrows.training.samples import TokenStream, fim_sample, middle_of
@@ -76,11 +77,12 @@ def test_a_reader_can_go_on_where_another_stopped(read: int, fim_rate: float) ->
         assert torch.equal(mine.targets, its.targets)
 
 
-@given(st.text(max_size=300), st.integers(0, 1000))
-def test_a_fim_sample_is_its_text_rearranged(text: str, seed: int) -> None:
+@pytest.mark.parametrize("layout", ["psm", "spm"])
+@given(text=st.text(max_size=300), seed=st.integers(0, 1000))
+def test_a_fim_sample_is_its_text_rearranged(text: str, seed: int, layout: Layout) -> None:
     text = text.strip("\ufffd")
     tokens = [*TOKENIZER.encode(text), TOKENIZER.eos_id]
-    sample = fim_sample(TOKENIZER, tokens, 10_000, np.random.default_rng(seed))
+    sample = fim_sample(TOKENIZER, tokens, 10_000, np.random.default_rng(seed), layout)
     prefix, middle, suffix = parts(sample)
     assert TOKENIZER.decode(prefix) + TOKENIZER.decode(middle) + TOKENIZER.decode(suffix) == text
     assert sample[-1] == TOKENIZER.eos_id
@@ -103,6 +105,19 @@ def test_a_fim_sample_that_is_too_long_loses_what_is_farthest_from_the_hole(most
         assert kept == [] or prefix == parts(whole)[0]
 
 
+@given(st.integers(40, 400), st.integers(0, 200))
+def test_suffix_first_it_is_the_same_sample_in_another_order(most: int, seed: int) -> None:
+    tokens = STREAM.tokens[: STREAM.package_ends[0] - 1].tolist()
+    psm = fim_sample(TOKENIZER, tokens, most, np.random.default_rng(seed))
+    spm = fim_sample(TOKENIZER, tokens, most, np.random.default_rng(seed), "spm")
+    assert len(spm) == len(psm) <= most
+    if psm[-1] == TOKENIZER.eos_id:  # the middle fitted
+        prefix, middle, suffix = parts(psm)
+        begin, hole, end = map(TOKENIZER.control, (FIM_BEGIN, FIM_HOLE, FIM_END))
+        before = psm[: psm.index(begin)]
+        assert spm == [*before, begin, hole, *suffix, end, *prefix, *middle, TOKENIZER.eos_id]
+
+
 @given(st.text(alphabet="ab \n", max_size=80), st.integers(0, 1000))
 def test_a_middle_lies_inside_its_text(text: str, seed: int) -> None:
     start, end = middle_of(text, np.random.default_rng(seed))
@@ -115,6 +130,18 @@ def test_the_share_of_fim_samples_is_the_one_asked_for(rate: float) -> None:
     hole = TOKENIZER.control(FIM_HOLE)
     found = [hole in batches.next().tokens.tolist() for _ in range(300)]
     assert abs(sum(found) / 300 - rate) < 0.1
+
+
+def test_batches_are_laid_out_as_asked() -> None:
+    begin, hole = TOKENIZER.control(FIM_BEGIN), TOKENIZER.control(FIM_HOLE)
+
+    def adjacent(layout: Layout) -> list[bool]:
+        batches = TrainingBatches(STREAM, length=60, rows=60, fim_rate=1, seeds=(0,), fim_layout=layout)
+        samples = [batches.next().tokens.tolist() for _ in range(30)]
+        return [sample[sample.index(begin) + 1] == hole for sample in samples]
+
+    assert all(adjacent("spm"))
+    assert not all(adjacent("psm"))
 
 
 def test_a_corpus_without_documents_is_refused() -> None:

@@ -13,6 +13,7 @@ import torch
 
 import narrows
 from narrows.errors import NarrowsError
+from narrows.text.tokenizer import FIM_BEGIN, FIM_HOLE
 from narrows.training import loop
 from narrows.training.journal import Journal
 from narrows.training.loop import Run
@@ -68,10 +69,15 @@ def test_every_stage_trains_what_it_is_meant_to(tmp_path: Path) -> None:
     everything = set(run.masters.parameters)
     indexers = {name for name in everything if ".indexer." in name}
     assert indexers
-    assert moved == [everything - indexers, indexers, everything]
-    assert [record["index_loss"] > 0 for record in log(tmp_path / "run") if "index_loss" in record] == [False] * 3 + [
-        True
-    ] * 4
+    mtp = {name for name in everything if name.startswith("mtp.")}
+    assert mtp
+    assert moved == [everything - indexers - mtp, indexers, everything]
+    steps_taken = [record for record in log(tmp_path / "run") if "loss" in record]
+    assert [record["index_loss"] > 0 for record in steps_taken] == [False] * 3 + [True] * 4
+    assert [record["mtp_loss"] > 0 for record in steps_taken] == [False] * 3 + [True] * 4
+    assert [any(record["loads"][-1]) for record in steps_taken] == [False] * 3 + [True] * 4  # of the MTP block's router
+    assert all(any(load) for record in steps_taken for load in record["loads"][:-1])
+    assert all(record["imbalance"] >= 1 for record in steps_taken)
 
 
 def stop_behind(run: Run, steps: int) -> None:
@@ -99,11 +105,13 @@ def stop_behind(run: Run, steps: int) -> None:
     run.__dict__.update(fresh.__dict__)
 
 
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fast_products", [False, True])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path: Path, fast_products: bool) -> None:
     corpus = write_corpus(tmp_path / "corpus")
-    whole = Run(recipe(), corpus, tmp_path / "whole")
+    asked = recipe(fast_products=fast_products)
+    whole = Run(asked, corpus, tmp_path / "whole")
     whole.train()
-    parts = Run(recipe(), corpus, tmp_path / "parts")
+    parts = Run(asked, corpus, tmp_path / "parts")
     for steps in (1, 3, 4, 6, 7):
         stop_behind(parts, steps)
     assert same(whole, parts)
@@ -175,9 +183,9 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(
 ) -> None:
     calls = []
 
-    def sometimes_large(*arguments: Any) -> Any:
+    def sometimes_large(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
-        loss, mtp_loss = training_losses(*arguments)
+        loss, mtp_loss = training_losses(*arguments, **options)
         return (loss * factor if len(calls) == 5 else loss), mtp_loss
 
     monkeypatch.setattr(loop, "training_losses", sometimes_large)
@@ -186,6 +194,27 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(
     skipped = [record["skipped"] for record in log(tmp_path) if "skipped" in record]
     assert skipped == [False] * 4 + [True, False]
     assert f"step 5: the {'loss or its gradient is' if factor == torch.inf else 'gradient'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["psm", "spm"])
+def test_the_layout_that_the_model_names_is_the_one_it_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    seen: list[int] = []
+
+    def watched(network: Any, batch: Any, **options: Any) -> Any:
+        seen.extend(batch.tokens.tolist())
+        return training_losses(network, batch, **options)
+
+    monkeypatch.setattr(loop, "training_losses", watched)
+    model = recipe().model | {"fim_layout": layout}
+    stages = [{"steps": 1, "sample_length": 64, "rows_per_pass": 512}]
+    run = Run(recipe(stages, model=model, fim_rate=1.0), write_corpus(tmp_path / "corpus"), tmp_path / "run")
+    run.train()
+    begin, hole = TOKENIZER.control(FIM_BEGIN), TOKENIZER.control(FIM_HOLE)
+    after = {seen[place + 1] for place, token in enumerate(seen) if token == begin}
+    assert (after == {hole}) == (layout == "spm")
+    assert narrows.load(run.export()[0]).config.fim_layout == layout
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken"])

@@ -35,6 +35,18 @@ def test_the_mtp_loss_is_that_of_the_token_after_the_next() -> None:
     assert training_losses(made, batch)[1].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_without_the_mtp_block_the_loss_is_the_same_and_the_block_has_no_gradient() -> None:
+    made, batch = network(), pack([[0, *TOKENS[0]]])
+    loss, mtp_loss = training_losses(made, batch, mtp=False)
+    assert torch.equal(loss, training_losses(made, batch)[0])
+    assert mtp_loss == 0
+    (loss + mtp_loss).backward()
+    without = {name for name, parameter in made.named_parameters() if parameter.grad is None}
+    assert {name for name in without if ".indexer." not in name} == {
+        name for name, _ in made.named_parameters() if name.startswith("mtp.")
+    }
+
+
 @pytest.mark.parametrize("rows", [1, 50, 1000])
 def test_guessing_costs_the_logarithm_of_the_vocabulary(rows: int) -> None:
     made = network()

@@ -8,39 +8,7 @@ import pytest
 from narrows.errors import NarrowsError
 from narrows.training.recipe import Recipe
 from narrows.training.schedule import learning_rate_at, mtp_weight_at
-from tests.training.corpora import recipe
-
-GOOD = """
-format = 1
-name = "test"
-corpus = "corpus"
-[model]
-hidden_size = 64
-num_hidden_layers = 2
-layer_types = ["sliding_attention", "compressed_sparse_attention"]
-num_hash_layers = 1
-num_attention_heads = 4
-head_dim = 32
-qk_rope_head_dim = 16
-q_lora_rank = 32
-o_groups = 2
-o_lora_rank = 32
-index_n_heads = 16
-index_head_dim = 16
-index_topk = 8
-moe_intermediate_size = 32
-n_routed_experts = 4
-num_experts_per_tok = 2
-[optimiser]
-learning_rate = 1e-2
-final_learning_rate = 1e-3
-warm_up_steps = 2
-cosine_from = 0.5
-[[stages]]
-steps = 10
-sample_length = 64
-rows_per_pass = 128
-"""
+from tests.training.corpora import RECIPE, recipe
 
 
 def read(folder: Path, text: str) -> Recipe:
@@ -49,7 +17,7 @@ def read(folder: Path, text: str) -> Recipe:
 
 
 def test_a_recipe_is_read(tmp_path: Path) -> None:
-    found = read(tmp_path, GOOD)
+    found = read(tmp_path, RECIPE)
     assert (found.steps, found.trained_context, found.precision) == (10, 64, "official")
     assert found.config(4096).hidden_size == 64
     assert found.config(4096).trained_context == 64
@@ -60,6 +28,8 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
     [
         ('name = "test"', 'name = "test"\nsede = 1', "the field sede is not known"),
         ("steps = 10", "step = 10", "the field stages.0.(step is not known|steps is missing)"),
+        ("steps = 10", 'steps = 10\nmtp = "no"', "stages.0.mtp: Input should be a valid boolean"),
+        ("hidden_size = 64", 'hidden_size = 64\nfim_layout = "pms"', "model.*fim_layout = 'pms'"),
         ("steps = 10", "steps = 0", "stages.0.steps: Input should be greater than 0"),
         ("steps = 10", 'steps = "10"', "stages.0.steps: Input should be a valid integer"),
         ("rows_per_pass = 128", "rows_per_pass = 32", "rows_per_pass 32 is below sample_length 64"),
@@ -73,7 +43,7 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(NarrowsError, match=rf"recipe\.toml.*{message}"):
-        read(tmp_path, GOOD.replace(old, new, 1))
+        read(tmp_path, RECIPE.replace(old, new, 1))
 
 
 def test_an_absent_recipe_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def train(
     """Train the model of a recipe. Interrupted at any time and started again, it ends with the same weights."""
     from rich.console import Console
 
+    from narrows.cli.output import aside
     from narrows.corpus.shards import Corpus
+    from narrows.ops import native
     from narrows.training.allocator import keep_large_allocations
     from narrows.training.loop import Run
     from narrows.training.recipe import Recipe
@@ -38,6 +40,10 @@ def train(
     )
     if run.progress.step:
         console.print(f"{run.directory}: going on behind step {run.progress.step} of {read.steps}", highlight=False)
+    if run.device.type == "cpu" and not native.available():
+        aside(
+            "narrows was built without its C++ kernels and trains slower; install a C++ compiler, then narrows again."
+        )
     run.train()
     model, master = run.export()
     console.print(f"{model}: the model as it ships; {master}: its weights in BF16", highlight=False)

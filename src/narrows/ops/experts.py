@@ -40,7 +40,7 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
-        by_gate, by_up = torch.empty_like(gate), torch.empty_like(up)
+        by_gate, by_up = (torch.empty_like(half, memory_format=torch.contiguous_format) for half in (gate, up))
         _swiglu_gradients(gate, up, gradient, ctx.limit, by_gate, by_up)
         return by_gate, by_up, None
 
@@ -65,7 +65,7 @@ class _Experts(torch.autograd.Function):
         inner = _swiglu(gate, up, limit)
         for expert, part in _parts(counts):
             torch.mm(inner[part], w2[expert].mT, out=out[part])
-        by_token = out.index_select(0, place).view(rows, k, -1)
+        by_token = out.index_select(0, place).view(rows, k, x.shape[1])
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(weights, w13, w2, order, place, tokens, hidden, by_token)
             ctx.counts, ctx.limit = counts, limit
@@ -105,7 +105,7 @@ def _parts(counts: list[int]) -> Iterator[tuple[int, slice]]:
 def _swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     if native.serves(gate, up):
         result = torch.empty_like(gate, memory_format=torch.contiguous_format)
-        native.kernels.swiglu(_rows(gate), _rows(up), limit, _rows(result))
+        native.kernels.swiglu(*_rows(gate, up), limit, native.rows(result))
         return result
     dtype = wide(gate.dtype)
     return F.silu(gate.to(dtype).clamp(max=limit)).mul_(up.to(dtype).clamp(-limit, limit)).to(gate.dtype)
@@ -120,10 +120,13 @@ def _swiglu_gradients(
     by_up: Tensor,
     result: Tensor | None = None,
 ) -> None:
-    """Write the gradients of `gate` and `up` [..., width], and into `result`, if it is there, what swiglu gave."""
+    """Write the gradients of `gate` and `up` [..., width], and into `result`, if it is there, what swiglu gave.
+
+    `by_gate` and `by_up`: contiguous, or the halves of one tensor.
+    """
     if native.serves(gate, up, gradient):
-        upper = _rows(gradient.contiguous())
-        native.kernels.swiglu_gradient(_rows(gate), _rows(up), limit, upper, _rows(by_gate), _rows(by_up), result)
+        upper = native.rows(native.plain(gradient))
+        native.kernels.swiglu_gradient(*_rows(gate, up), limit, upper, *_rows(by_gate, by_up), result)
         return
     dtype = wide(gate.dtype)
     gradient = gradient.to(dtype)
@@ -138,5 +141,8 @@ def _swiglu_gradients(
     by_up.copy_(silu.mul_(gradient).mul_(up.abs() <= limit))
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.detach().flatten(0, -2)
+def _rows(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as [N, width], rows equally far apart: in the same memory where the two are contiguous, or one's halves."""
+    if gate.dim() == 2 and gate.stride() == up.stride() and gate.stride(1) == 1:
+        return gate.detach(), up.detach()
+    return native.rows(native.plain(gate)), native.rows(native.plain(up))

@@ -27,9 +27,9 @@ def hyper_pre(
     input_, mixes = _read(streams, fn, base[:count], scale[0], eps, norm_eps)
     post, comb = mixes.split([count, count * count], dim=-1)
     post_base, comb_base = base[count:].split([count, count * count])
-    post = 2 * torch.sigmoid(post * scale[1] + post_base)
+    strengths: Tensor = _Strengths.apply(post * scale[1] + post_base)
     comb = sinkhorn((comb * scale[2] + comb_base).view(-1, count, count), iterations=iterations, eps=eps)
-    return input_, post, comb
+    return input_, strengths, comb
 
 
 def hyper_post(streams: Tensor, out: Tensor, post: Tensor, comb: Tensor) -> Tensor:
@@ -199,6 +199,27 @@ class _Read(torch.autograd.Function):
             by_streams[part].addcmul_((sigmoid[part] + ctx.eps)[:, :, None], upper[:, None])
         by_pre = by_mixes[:, :count]
         return by_streams.to(streams.dtype), by_fn, by_pre.sum(0), (by_pre * mixes[:, :count]).sum(), None, None
+
+
+class _Strengths(torch.autograd.Function):
+    """2 · sigmoid of logits [N, S]. PyTorch's own sigmoid gives the last rows of a batch other bits than the first."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        if _native_serves(logits):
+            result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            native.kernels.hyper_strengths(native.plain(logits), result)
+        else:
+            result = 2 * torch.sigmoid(logits)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (result,) = ctx.saved_tensors
+        return gradient * result * (1 - result / 2)
 
 
 class _Post(torch.autograd.Function):

@@ -10,12 +10,17 @@ try:
 except ImportError:  # installed without a compiler: the references do all the work
     kernels = None  # type: ignore[assignment]
 
-__all__ = ["kernels", "plain", "serves"]
+__all__ = ["available", "kernels", "plain", "rows", "serves"]
+
+
+def available() -> bool:
+    """Whether there are kernels, whatever for."""
+    return kernels is not None
 
 
 def serves(*tensors: Tensor | None) -> bool:
     """Whether the kernels can compute with these: float32 on a CPU."""
-    return kernels is not None and all(
+    return available() and all(
         tensor is None or (tensor.dtype == torch.float32 and tensor.device.type == "cpu") for tensor in tensors
     )
 
@@ -23,3 +28,8 @@ def serves(*tensors: Tensor | None) -> bool:
 def plain(tensor: Tensor) -> Tensor:
     """`tensor` as kernels take it: contiguous, and without a gradient's record."""
     return tensor.detach().contiguous()
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """A contiguous [..., d] in the same memory as the rows [N, d] that kernels take."""
+    return torch.atleast_2d(tensor).flatten(0, -2)

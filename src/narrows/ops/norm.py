@@ -33,10 +33,10 @@ class _RMSNorm(torch.autograd.Function):
             x = native.plain(x)
             result, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1])
             native.kernels.rms_norm(
-                x.flatten(0, -2),
+                native.rows(x),
                 None if weight is None else native.plain(weight),
                 eps,
-                result.flatten(0, -2),
+                native.rows(result),
                 inverse.flatten(),
             )
             ctx.save_for_backward(x, weight, inverse[..., None])
@@ -57,11 +57,11 @@ class _RMSNorm(torch.autograd.Function):
             by_x = torch.empty_like(x)
             by_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[1] else None
             native.kernels.rms_norm_gradient(
-                x.flatten(0, -2),
+                native.rows(x),
                 None if weight is None else native.plain(weight),
                 inverse.flatten(),
-                native.plain(upper).flatten(0, -2),
-                by_x.flatten(0, -2),
+                native.rows(native.plain(upper)),
+                native.rows(by_x),
                 by_weight,
             )
             return by_x, by_weight, None
@@ -70,7 +70,7 @@ class _RMSNorm(torch.autograd.Function):
         by_weight = None
         if weight is not None:
             if ctx.needs_input_grad[1]:
-                by_weight = (gradient * h).mul_(inverse).flatten(0, -2).sum(0)
+                by_weight = torch.atleast_2d((gradient * h).mul_(inverse)).flatten(0, -2).sum(0)
             gradient = gradient * weight
         along = (gradient * h).sum(-1, keepdim=True) * inverse.pow(3) / -x.shape[-1]
         return (gradient * inverse).addcmul_(h, along).to(x.dtype), by_weight, None

@@ -68,23 +68,24 @@ class Run:
     def _state(self) -> Path:
         return self.directory / "state.pt"
 
-    def train(self) -> float:
-        """Take all steps that are left. -> bits per byte on held-out text, of the weights as they ship.
+    def train(self, until: int | None = None) -> float:
+        """Take all steps that are left, or those up to `until`. -> bits per byte on held-out text, as it would ship.
 
-        NarrowsError when the loss stays non-finite, or when the state cannot be written.
+        A run that stopped at `until` goes on from there when it is started again, as from any checkpoint. NarrowsError when the loss stays non-finite, or when the state cannot be written.
         """
         recipe, progress = self.recipe, self.progress
         stream = TokenStream.of(self.corpus, "train")
         held_out = _held_out(self.corpus, recipe.evaluation_tokens, recipe.trained_context)
         batches: TrainingBatches | None = None
         current: int | None = None
+        last = recipe.steps if until is None else min(until, recipe.steps)
         with (
             Journal(self.directory / "log.jsonl", recipe.steps, progress.step) as journal,
             closing(LoadBalancer(self.network, recipe.loss.bias_speed)) as balancer,
             closing(IndexerTeacher(self.network)) as teacher,
         ):
             saved_at = time.monotonic()
-            while progress.step < recipe.steps:
+            while progress.step < last:
                 number, stage = recipe.stage_at(progress.step)
                 if batches is None or number != current:
                     batches = self._batches(stream, number, stage)
@@ -112,17 +113,18 @@ class Run:
                 if ends:  # the next stage's batches begin at their beginning, and its gradients may be of another size
                     progress.epoch = progress.position = 0
                     progress.mean_norm = 0.0
-                if progress.step % recipe.steps_between_evaluations == 0 and progress.step < recipe.steps:
+                if progress.step % recipe.steps_between_evaluations == 0 and progress.step < last:
                     measured = self._evaluate(held_out)
                     journal.record(progress.step - 1, held_out_bits_per_byte=measured)
                     journal.note(f"step {progress.step}: {measured:.4f} bits per byte on held-out text")
                     write_plots(self.directory)
-                if ends or time.monotonic() - saved_at > recipe.seconds_between_checkpoints:
+                if ends or progress.step == last or time.monotonic() - saved_at > recipe.seconds_between_checkpoints:
                     self._save()
                     saved_at = time.monotonic()
             measured = self._evaluate(held_out)
-            journal.record(recipe.steps, held_out_bits_per_byte=measured)
-            journal.note(f"trained: {measured:.4f} bits per byte on held-out text, as it ships")
+            journal.record(progress.step - 1, held_out_bits_per_byte=measured)
+            trained = "trained" if progress.step == recipe.steps else f"stopped behind step {progress.step}"
+            journal.note(f"{trained}: {measured:.4f} bits per byte on held-out text, as it ships")
         write_plots(self.directory)
         return measured
 
