@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from narrows.ops import native
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -98,7 +100,8 @@ def _cpuinfo(*keys: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    kernels = native.kernels.instruction_set() if native.available() else "none"
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "our kernels": kernels}
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions["transformers"] = metadata.version("transformers")
     return versions

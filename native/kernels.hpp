@@ -1,5 +1,6 @@
 // What is computed for a run of rows, once for every instruction set. The PyTorch references in src/narrows/ops say
-// what each of these means; all tensors are contiguous float32.
+// what each of these means; all tensors are contiguous float32 unless
+// said otherwise.
 #pragma once
 
 #include <cstdint>

@@ -29,6 +29,7 @@ using Rows = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
 using OutRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 using Targets = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+constexpr std::int64_t IGNORED = -100;  // the target of a row that counts nothing
 constexpr std::int64_t PART = 64;  // rows a thread takes at a time
 constexpr int MOST_ITERATIONS = 10'000;  // of Sinkhorn's: its gradient keeps them all
 
@@ -243,7 +244,8 @@ void cross_entropy(Out2 logits, Targets targets, Out1 losses) {
     const std::int64_t rows = logits.shape(0), vocab = logits.shape(1);
     is(targets, {rows}, "targets [N]");
     is(losses, {rows}, "losses [N]");
-    for (std::int64_t n = 0; n < rows; ++n) require(targets.data()[n] < vocab, "targets below the vocabulary");
+    for (std::int64_t n = 0; n < rows; ++n) require(targets.data()[n] == IGNORED || (targets.data()[n] >= 0 && targets.data()[n] < vocab),
+                "targets of the vocabulary, or -100");
     nb::gil_scoped_release release;
     parallel(rows, 8, [&](std::int64_t begin, std::int64_t end) {
         k().cross_entropy(begin, end, vocab, logits.data(), targets.data(), losses.data());

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
+#include <mutex>
 
 namespace narrows {
 namespace {
@@ -23,11 +25,19 @@ struct Job {
     std::int64_t count, part;
     std::atomic<std::int64_t> next{0};
 
-    void run() {
+    std::exception_ptr failure;
+    std::once_flag failed;
+
+    // Nothing may be thrown out of a parallel region: what is thrown is kept, and thrown behind it.
+    void run() noexcept {
         for (;;) {
             const std::int64_t begin = next.fetch_add(part, std::memory_order_relaxed);
             if (begin >= count) return;
-            work(begin, std::min(begin + part, count));
+            try {
+                work(begin, std::min(begin + part, count));
+            } catch (...) {
+                std::call_once(failed, [this] { failure = std::current_exception(); });
+            }
         }
     }
 };
@@ -39,9 +49,10 @@ void parallel(std::int64_t count, std::int64_t part, const std::function<void(st
     Job job{work, count, std::max<std::int64_t>(part, 1)};
     if (count <= job.part || region() == nullptr) {
         job.run();
-        return;
+    } else {
+        region()([](void* data) { static_cast<Job*>(data)->run(); }, &job, 0, 0);
     }
-    region()([](void* data) { static_cast<Job*>(data)->run(); }, &job, 0, 0);
+    if (job.failure) std::rethrow_exception(job.failure);
 }
 
 }  // namespace narrows

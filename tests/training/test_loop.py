@@ -120,6 +120,38 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path: Path, fast_p
     assert [record.get("loss") for record in theirs] == [record.get("loss") for record in ours]
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_fast_products_are_asked_for_within_a_step_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    seen: dict[str, set[str]] = {"losses": set(), "evaluation": set()}
+
+    def watch(name: str, function: Any) -> Any:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen[name].add(torch.backends.mkldnn.matmul.fp32_precision)
+            return function(*arguments, **options)
+
+        return watched
+
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    monkeypatch.setattr(loop, "training_losses", watch("losses", loop.training_losses))
+    monkeypatch.setattr(loop, "bits_per_byte", watch("evaluation", loop.bits_per_byte))
+    Run(recipe(fast_products=wanted), write_corpus(tmp_path / "corpus"), tmp_path / "run").train(until=2)
+    assert seen == {"losses": {"bf16" if wanted else before}, "evaluation": {before}}
+
+
+def test_a_run_stopped_behind_a_step_goes_on_from_there(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    whole, parts = (Run(recipe(), corpus, tmp_path / name) for name in ("whole", "parts"))
+    whole.train()
+    for until in (2, 5, None):
+        Run(recipe(), corpus, tmp_path / "parts").train(until)
+    parts = Run(recipe(), corpus, tmp_path / "parts")
+    assert same(whole, parts)
+    ours, theirs = ([r["step"] for r in log(tmp_path / name) if "loss" in r] for name in ("whole", "parts"))
+    assert ours == theirs
+
+
 TRAIN = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The setting of float32 products: taken where it is wanted, and left behind as it was found."""
+"""The setting of float32 products: taken where it is wanted, and afterwards what it was."""
 
 from collections.abc import Iterator
 

@@ -17,6 +17,10 @@ def train(
     corpus: Annotated[
         Path | None, typer.Option(help="A corpus made by `narrows data build`, instead of the recipe's own.")
     ] = None,
+    until: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEP", help="Stop behind this step; the next start goes on from there."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
 ) -> None:
     """Train the model of a recipe. Interrupted at any time and started again, it ends with the same weights."""
@@ -24,6 +28,7 @@ def train(
 
     from narrows.cli.output import aside
     from narrows.corpus.shards import Corpus
+    from narrows.errors import UsageError
     from narrows.ops import native
     from narrows.training.allocator import keep_large_allocations
     from narrows.training.loop import Run
@@ -44,6 +49,10 @@ def train(
         aside(
             "narrows was built without its C++ kernels and trains slower; install a C++ compiler, then narrows again."
         )
-    run.train()
+    if until is not None and until <= run.progress.step:
+        raise UsageError(f"{run.directory} is behind step {run.progress.step} already; stop it at a later one.")
+    run.train(until)
+    if run.progress.step < read.steps:
+        return
     model, master = run.export()
     console.print(f"{model}: the model as it ships; {master}: its weights in BF16", highlight=False)

@@ -271,7 +271,7 @@ class _Post(torch.autograd.Function):
 
 def _native_serves(*tensors: Tensor) -> bool:
     """Kernels know four streams, which is what every published model has."""
-    return native.serves(*tensors) and (tensors[0].dim() < 2 or tensors[0].shape[1] == 4)
+    return native.serves(*tensors) and tensors[0].shape[1] == 4
 
 
 def _parts(streams: Tensor) -> Iterator[slice]:

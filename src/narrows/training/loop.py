@@ -71,7 +71,8 @@ class Run:
     def train(self, until: int | None = None) -> float:
         """Take all steps that are left, or those up to `until`. -> bits per byte on held-out text, as it would ship.
 
-        A run that stopped at `until` goes on from there when it is started again, as from any checkpoint. NarrowsError when the loss stays non-finite, or when the state cannot be written.
+        A run that stopped at `until` goes on from there when it is started again, as from any checkpoint. NarrowsError
+        when the loss stays non-finite, or when the state cannot be written.
         """
         recipe, progress = self.recipe, self.progress
         stream = TokenStream.of(self.corpus, "train")
@@ -80,7 +81,7 @@ class Run:
         current: int | None = None
         last = recipe.steps if until is None else min(until, recipe.steps)
         with (
-            Journal(self.directory / "log.jsonl", recipe.steps, progress.step) as journal,
+            Journal(self.directory / "log.jsonl", last, progress.step) as journal,
             closing(LoadBalancer(self.network, recipe.loss.bias_speed)) as balancer,
             closing(IndexerTeacher(self.network)) as teacher,
         ):
@@ -122,7 +123,7 @@ class Run:
                     self._save()
                     saved_at = time.monotonic()
             measured = self._evaluate(held_out)
-            journal.record(progress.step - 1, held_out_bits_per_byte=measured)
+            journal.record(progress.step, held_out_bits_per_byte=measured)  # taken back by the next start
             trained = "trained" if progress.step == recipe.steps else f"stopped behind step {progress.step}"
             journal.note(f"{trained}: {measured:.4f} bits per byte on held-out text, as it ships")
         write_plots(self.directory)
@@ -258,6 +259,7 @@ def _held_out(corpus: Corpus, tokens: int, longest: int) -> list[list[int]]:
 def _describe(stage: Stage) -> str:
     kind = "the indexers alone" if stage.train == "indexers" else "all"
     rounded = ", rounded as shipped" if stage.rounded else ""
+    kind += "" if stage.mtp else " but MTP"
     return f"{stage.steps} steps of {kind}, samples of {stage.sample_length}, {stage.attention} attention{rounded}"
 
 

@@ -17,10 +17,12 @@ def fast_products(wanted: bool) -> Iterator[None]:
     ordinary ones.
     """
     mkldnn: Any = torch.backends.mkldnn
+    if not wanted or not mkldnn.is_available():
+        yield
+        return
     matmul = mkldnn.matmul
-    before = matmul.fp32_precision
-    if wanted and mkldnn.is_available():
-        matmul.fp32_precision = "bf16"
+    before = matmul.fp32_precision  # which may be inherited, and is this setting's own afterwards
+    matmul.fp32_precision = "bf16"
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from narrows.errors import NarrowsError
 from narrows.model.config import ModelConfig
+from narrows.model.layer_kind import LayerKind
 from narrows.model.precision import Precision
 
 FORMAT = 1
@@ -108,7 +109,13 @@ class Recipe(_Table):
         for field in ("vocab_size", "trained_context"):
             if field in recipe.model:
                 raise NarrowsError(f"{file}: model.{field} follows from the corpus and the stages; remove it.")
-        recipe.config(vocab_size=1 << 20, source=f"{file}: model")
+        config = recipe.config(vocab_size=1 << 20, source=f"{file}: model")
+        if LayerKind.CSA not in config.layer_types and any(stage.train == "indexers" for stage in recipe.stages):
+            raise NarrowsError(f"{file}: a stage trains the indexers, and the model has none; take one of them out.")
+        if config.num_nextn_predict_layers and not any(stage.mtp for stage in recipe.stages):
+            raise NarrowsError(
+                f"{file}: the model has an MTP block that no stage trains; let one do it, or leave it out."
+            )
         return recipe
 
     @property
@@ -146,7 +153,8 @@ def _first(error: ValidationError | TypeError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"the field {where} is not known"
+        place = "; it belongs to [model]" if where in ModelConfig.model_fields else ""
+        return f"the field {where} is not known here{place}"
     if first["type"] == "missing":
         return f"the field {where} is missing"
     message = first["msg"].removeprefix("Value error, ")
