@@ -5,18 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Below it logits / temperature could overflow; nothing is drawn differently.
+_COLDEST = 1e-260
+
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
     """One token a row of logits [R, vocab] -> int64 [R].
 
-    Temperature 0 is greedy (of equal logits the lower token wins); above, a draw from softmax(logits / temperature)
-    by inverting its cumulative sum, taken in float64 on the CPU so that a seed gives the same text on every device.
+    Temperature 0 is greedy (of equal logits the lower token wins); above, a draw from softmax(logits / temperature),
+    taken on the CPU so that a seed gives the same text on every device.
     """
     if temperature == 0.0:
         return logits.argmax(-1)
-    scaled = logits.detach().to("cpu").to(torch.float64) / temperature
-    cumulative = torch.softmax(scaled, dim=-1).cumsum(-1)
-    draw = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
-    return (
-        torch.searchsorted(cumulative, draw, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1).to(logits.device)
-    )
+    return draw(soften(logits.detach().to("cpu"), temperature), generator).to(logits.device)
+
+
+def soften(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature) of logits [..., vocab], in float64; the temperature is above 0."""
+    return torch.softmax(logits.to(torch.float64) / max(temperature, _COLDEST), dim=-1)
+
+
+def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One token a row of weights [R, vocab], in proportion to them -> int64 [R]; never one whose weight is 0.
+
+    By inverting their cumulative sum. The weights are float64 and on the generator's device.
+    """
+    cumulative = weights.cumsum(-1)
+    places = torch.rand(weights.shape[0], 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, places, right=True).squeeze(-1).clamp(max=weights.shape[-1] - 1)
