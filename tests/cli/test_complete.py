@@ -33,9 +33,10 @@ def test_a_file_of_the_standard_library_is_completed(
     assert run(monkeypatch, "complete", f"{textwrap.__file__}:100", "--max-tokens", "8") == 0
     captured = capsys.readouterr()
     model = load("embedded")
-    _, prefix, suffix = split_at(f"{textwrap.__file__}:100")
-    prompt, rest = fit(model, prefix, suffix, 8)
-    assert captured.out == model.generate(prompt, suffix=rest, max_tokens=8).text + "\n"
+    path, prefix, suffix = split_at(f"{textwrap.__file__}:100")
+    before, after = fit(model, prefix, suffix, 8)
+    prompt, _ = with_imports(model, path, prefix + suffix, before, after, 8)
+    assert captured.out == model.generate(prompt, max_tokens=8).text + "\n"
     assert "line 100" in captured.err
     assert " tokens · " in captured.err
 
