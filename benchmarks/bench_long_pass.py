@@ -32,7 +32,7 @@ Step = Callable[[torch.Tensor], torch.Tensor]
 def narrows_step(directory: Path) -> Step:
     """Our network with a fresh history: tokens [n] -> logits [1, vocab] of the last."""
     from narrows.checkpoints.load import load_network
-    from narrows.engine.generate import new_history
+    from narrows.engine.prefill import new_history
     from narrows.model.network import positions_of
 
     network = load_network(directory)

@@ -6,8 +6,10 @@ import importlib.metadata
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,11 +20,14 @@ from hypothesis import strategies as st
 import narrows
 from narrows.checkpoints.hub import local
 from narrows.checkpoints.shards import Shards
-from narrows.engine import generate as generation
-from narrows.engine.model import Generation
+from narrows.cli.complete import with_imports
+from narrows.engine import prefill as prefilling
+from narrows.engine.sequence import Event
+from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import positions_of
 from narrows.model.segments import Segment
+from narrows.text.fim import fim_prompt
 from narrows.text.tokenizer import USER
 from tests.draws import scaled
 
@@ -49,7 +54,7 @@ def test_logits_are_one_whole_pass(tokens: list[int]) -> None:
 def test_chunks_of_any_size_prefill_alike(tokens: list[int]) -> None:
     whole = MODEL.logits(tokens)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "PREFILL_ROWS", 7)
+        patch.setattr(prefilling, "PREFILL_ROWS", 7)
         torch.testing.assert_close(MODEL.logits(tokens), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -86,10 +91,9 @@ def text_of(token_ids: list[int]) -> str:
 def test_control_tokens_are_no_text() -> None:
     user = MODEL.tokenizer.control(USER)
     ids = [*MODEL.tokenizer.encode("a€"), user, *MODEL.tokenizer.encode("b")]
-    generation = Generation(iter(ids), MODEL.tokenizer, MODEL.config.eos_token_id)
-    assert "".join(generation) == "a€b"
-    assert generation.token_ids == ids
-    assert "".join(Generation(iter([user]), MODEL.tokenizer, MODEL.config.eos_token_id)) == ""
+    text = TextStream(MODEL.tokenizer, ())
+    assert "".join(map(text.push, ids)) + text.finish() == "a€b"
+    assert TextStream(MODEL.tokenizer, ()).push(user) == ""
 
 
 def test_weights_without_finite_logits_are_named() -> None:
@@ -124,6 +128,23 @@ def test_other_seeds_give_other_texts() -> None:
 def test_a_suffix_asks_for_the_middle() -> None:
     stream = MODEL.stream("def one():\n    ", suffix="\n\ndef two():\n    return 2\n", max_tokens=8)
     assert "".join(stream) != MODEL.generate("def one():\n    ", max_tokens=8).text
+
+
+@pytest.mark.parametrize("layout", ["psm", "spm"])
+def test_a_suffix_stands_where_the_model_learned_it(layout: Literal["psm", "spm"], tmp_path: Path) -> None:
+    network = narrows.load("embedded").network
+    network.config = network.config.model_copy(update={"fim_layout": layout})
+    model = narrows.Model(network, MODEL.tokenizer)
+    asked: list[list[int]] = []
+
+    def events(token_ids: list[int], _: object) -> Iterator[Event]:
+        asked.append(token_ids)
+        yield from ()
+
+    model._events = events  # type: ignore[method-assign]
+    model.generate("import os\n", suffix="\nx = 1\n")
+    prompt, _ = with_imports(model, tmp_path / "a.py", "import os\n\nx = 1\n", "import os\n", "\nx = 1\n", 8)
+    assert asked == [prompt] == [fim_prompt(MODEL.tokenizer, "import os\n", "\nx = 1\n", layout=layout)]
 
 
 def test_a_generation_ends_at_the_last_position() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +19,16 @@ from narrows.checkpoints.checksums import verify_listed
 from narrows.checkpoints.device import usable_device
 from narrows.checkpoints.hub import fetch
 from narrows.checkpoints.load import load_network
-from narrows.engine.generate import generate, new_history, prefill
-from narrows.engine.request import check_request
+from narrows.engine.core import Limits
+from narrows.engine.engine import Engine
+from narrows.engine.prefill import new_history, prefill
+from narrows.engine.request import SamplingParameters, check_request
+from narrows.engine.sequence import Drawn, Event
 from narrows.errors import UsageError
 from narrows.model.config import ModelConfig
 from narrows.model.network import Network
 from narrows.text.fim import fim_prompt
-from narrows.text.tokenizer import Detokenizer, Tokenizer
+from narrows.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -42,12 +48,15 @@ class Completion:
 
 
 class Generation:
-    """A generation under way: iterating yields pieces of text as they become whole characters."""
+    """A generation under way: iterating yields pieces of text as they become whole characters.
 
-    def __init__(self, token_ids: Iterator[int], tokenizer: Tokenizer, eos_id: int) -> None:
+    It begins when it is first asked for one, and ends when nobody asks any more.
+    """
+
+    def __init__(self, events: Iterator[Event]) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason = "length"
-        self._pieces = self._run(token_ids, tokenizer, eos_id)
+        self._pieces = self._run(events)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -55,24 +64,25 @@ class Generation:
     def __repr__(self) -> str:
         return f"Generation({len(self.token_ids)} tokens so far)"
 
-    def _run(self, token_ids: Iterator[int], tokenizer: Tokenizer, eos_id: int) -> Iterator[str]:
-        detokenizer = Detokenizer(tokenizer)
-        for token in token_ids:
-            if token == eos_id:
+    def _run(self, events: Iterator[Event]) -> Iterator[str]:
+        for event in events:
+            if isinstance(event, Drawn):
+                self.token_ids.append(event.token)
+            elif event.error is not None:
+                raise event.error
+            elif event.reason == "stop":
                 self.finish_reason = "stop"
-                break
-            self.token_ids.append(token)
-            if piece := detokenizer.finish() if tokenizer.is_control(token) else detokenizer.push(token):
-                yield piece
-        if piece := detokenizer.finish():
-            yield piece
+            if event.piece:
+                yield event.piece
 
 
 class Model:
-    """A network with its tokenizer."""
+    """A network with its tokenizer, and an engine that runs what is asked of them."""
 
-    def __init__(self, network: Network, tokenizer: Tokenizer) -> None:
+    def __init__(self, network: Network, tokenizer: Tokenizer, limits: Limits | None = None) -> None:
+        """`limits` of the engine: if none are given, a quarter of the memory that is free and four requests at once."""
         self.network, self.tokenizer = network, tokenizer
+        self._limits = limits
 
     def __repr__(self) -> str:
         weight = self.network.embed.weight
@@ -82,6 +92,14 @@ class Model:
     @property
     def config(self) -> ModelConfig:
         return self.network.config
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Made when it is first needed; ends with the model."""
+        limits = self._limits or Limits(memory=free_memory() // 4, slots=4)
+        engine = Engine(self.network, self.tokenizer, limits)
+        weakref.finalize(self, engine.close)
+        return engine
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
@@ -110,8 +128,8 @@ class Model:
         """
         check_request(max_tokens, temperature, seed)
         token_ids = self._checked(self._prompt_ids(prompt, suffix))
-        tokens = generate(self.network, token_ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return Generation(tokens, self.tokenizer, self.config.eos_token_id)
+        parameters = SamplingParameters(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return Generation(self._events(token_ids, parameters))
 
     def generate(
         self,
@@ -126,6 +144,13 @@ class Model:
         generation = self.stream(prompt, suffix=suffix, max_tokens=max_tokens, temperature=temperature, seed=seed)
         text = "".join(generation)
         return Completion(text, generation.token_ids, generation.finish_reason)
+
+    def _events(self, token_ids: list[int], parameters: SamplingParameters) -> Iterator[Event]:
+        handle = self.engine.submit(token_ids, parameters)
+        try:
+            yield from handle
+        finally:
+            handle.cancel()
 
     def _prompt_ids(self, prompt: str | Sequence[int] | Tensor, suffix: Any) -> Sequence[int] | Tensor:
         if not isinstance(suffix, str | None):
@@ -177,3 +202,11 @@ def load(source: str | Path = "embedded", *, device: str = "cpu", precision: str
     verify_listed(directory, "tokenizer.json")
     tokenizer.check_fits(read_config(directory), str(directory))  # before any weight is read: that can take minutes
     return Model(load_network(directory, dtype=DTYPES[precision], device=place), tokenizer)
+
+
+def free_memory() -> int:
+    """Bytes of this machine's memory that nobody uses; 4 GiB where it does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 4 << 30

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
-from narrows.model.segments import Recent, Segment, Step, Windows
+from narrows.model.segments import Recent, Segment, Step, Windows, tail_rows
 from narrows.ops.dtypes import wide
 from narrows.ops.pages import Pages
 
@@ -35,6 +35,56 @@ class History(Protocol):
 
     def commit(self, step: Step) -> None:
         """All layers are done: the step's tokens now belong to the past."""
+
+
+@dataclass(frozen=True)
+class RecentRows:
+    """Of one sequence and layer: at most `rows` past rows of `features`; `exact` ones are float32 at least."""
+
+    rows: int
+    features: int
+    exact: bool
+    ratio: int | None = None
+    """Of a compressor's inputs, the tokens that make an entry; None for the window."""
+    overlap: bool = False
+
+    def needed(self, past: int) -> int:
+        """How many of the last rows a sequence of `past` tokens still needs."""
+        return min(past, self.rows) if self.ratio is None else tail_rows(past, self.ratio, self.overlap)
+
+
+@dataclass(frozen=True)
+class EntryRows:
+    """Of one sequence and layer: an entry of `features` for every `ratio` tokens."""
+
+    ratio: int
+    features: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a history keeps of every sequence."""
+
+    recent: dict[Key, RecentRows]
+    entries: dict[Key, EntryRows]
+
+    @classmethod
+    def of(cls, config: ModelConfig, layer_types: tuple[LayerKind, ...] | None = None) -> Layout:
+        """For layers of these kinds; the network's own if none are given."""
+        recent: dict[Key, RecentRows] = {}
+        entries: dict[Key, EntryRows] = {}
+        for layer, kind in enumerate(config.layer_types if layer_types is None else layer_types):
+            recent[layer, "window"] = RecentRows(config.sliding_window - 1, config.head_dim, exact=False)
+            if kind is LayerKind.HCA:
+                ratio = config.hca_ratio
+                recent[layer, "compressor"] = RecentRows(ratio - 1, 2 * config.head_dim, True, ratio)
+                entries[layer, "compressor"] = EntryRows(ratio, config.head_dim)
+            elif kind is LayerKind.CSA:
+                ratio = config.csa_ratio
+                for name, features in (("compressor", config.head_dim), ("indexer", config.index_head_dim)):
+                    recent[layer, name] = RecentRows(2 * ratio - 1, 4 * features, True, ratio, overlap=True)
+                    entries[layer, name] = EntryRows(ratio, features)
+        return cls(recent, entries)
 
 
 class BatchHistory:
@@ -85,26 +135,18 @@ class ContiguousHistory:
         self._lengths = [0] * slots
         self._undoable = [0] * slots
         self._unfinished: set[int] = set()
-        self._recent: dict[Key, Tensor] = {}
-        self._entries: dict[Key, Tensor] = {}
-        self._ratio: dict[Key, int] = {}
-
-        def recent(layer: int, name: str, rows: int, features: int, kept: torch.dtype) -> None:
-            self._recent[layer, name] = torch.zeros(slots, rows + rollback, features, dtype=kept, device=device)
-
-        def entries(layer: int, name: str, ratio: int, features: int) -> None:
-            self._ratio[layer, name] = ratio
-            self._entries[layer, name] = torch.zeros(slots, 16, features, dtype=dtype, device=device)
-
-        for layer, kind in enumerate(config.layer_types if layer_types is None else layer_types):
-            recent(layer, "window", config.sliding_window - 1, config.head_dim, dtype)
-            if kind is LayerKind.HCA:
-                recent(layer, "compressor", config.hca_ratio - 1, 2 * config.head_dim, wide(dtype))
-                entries(layer, "compressor", config.hca_ratio, config.head_dim)
-            elif kind is LayerKind.CSA:
-                for name, features in (("compressor", config.head_dim), ("indexer", config.index_head_dim)):
-                    recent(layer, name, 2 * config.csa_ratio - 1, 4 * features, wide(dtype))
-                    entries(layer, name, config.csa_ratio, features)
+        layout = Layout.of(config, layer_types)
+        self._recent = {
+            key: torch.zeros(
+                slots, kept.rows + rollback, kept.features, dtype=wide(dtype) if kept.exact else dtype, device=device
+            )
+            for key, kept in layout.recent.items()
+        }
+        self._entries = {
+            key: torch.zeros(slots, 16, kept.features, dtype=dtype, device=device)
+            for key, kept in layout.entries.items()
+        }
+        self._ratio = {key: kept.ratio for key, kept in layout.entries.items()}
 
     @classmethod
     def for_mtp(

@@ -1,0 +1,189 @@
+"""`narrows.Engine`: a core in a thread of its own, used from any other thread or from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
+
+from narrows.engine.core import Core, Limits
+from narrows.engine.sampling import SamplingParameters
+from narrows.engine.sequence import Event, Finished, Request, SequenceState
+from narrows.errors import NarrowsError
+from narrows.model.network import Network
+from narrows.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from narrows.engine.grammar import GrammarState
+
+
+class Handle:
+    """A request under way. Iterate over it, or `async for`, for its events until all its sequences have ended."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._sink: Callable[[Event], None] = self._events.put
+        self.sequences: list[SequenceState] = []
+        self._left = 0
+
+    def cancel(self) -> None:
+        """End the request at the next step; its sequences finish as "cancelled"."""
+        self._engine._cancel(self)
+
+    def __iter__(self) -> Iterator[Event]:
+        while self._left:
+            yield self._counted(self._events.get())
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        with self._lock:
+            while not self._events.empty():
+                events.put_nowait(self._events.get())
+            self._sink = lambda event: _hand_over(loop, events, event)
+        while self._left:
+            yield self._counted(await events.get())
+
+    def _counted(self, event: Event) -> Event:
+        self._left -= isinstance(event, Finished)
+        return event
+
+    def _put(self, event: Event) -> None:
+        with self._lock:
+            self._sink(event)
+
+
+class Engine:
+    """Runs many requests at once on one network, in steps that they share. Thread-safe; close it, or use `with`."""
+
+    def __init__(self, network: Network, tokenizer: Tokenizer | None = None, limits: Limits | None = None) -> None:
+        """UsageError when the limits' memory is too small for one request."""
+        self._core = Core(network, tokenizer, limits or Limits())
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._handles: dict[SequenceState, Handle] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="narrows-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        parameters: SamplingParameters,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        grammar: Callable[[], GrammarState] | None = None,
+    ) -> Handle:
+        """Queue a request: token ids to continue, how, how urgently (higher first), and for how many seconds at most.
+
+        Raises UsageError for one that can never run, NarrowsError on a closed engine.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        request = Request(tuple(prompt), parameters, priority, deadline, grammar)
+        handle = Handle(self)
+
+        def begin() -> None:
+            handle.sequences = self._core.submit(request)
+            handle._left = len(handle.sequences)
+            self._handles.update((sequence, handle) for sequence in handle.sequences)
+
+        self._call(begin)
+        return handle
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the beginning, and what memory holds now."""
+
+        def read() -> dict[str, Any]:
+            core = self._core
+            return {
+                **asdict(core.stats),
+                "free_slots": core.free_slots,
+                "free_blocks": core.pool.free,
+                "blocks": core.pool.count,
+                "block_bytes": core.history.block_bytes,
+                "known_blocks": core.tree.blocks,
+                "snapshot_bytes": core.tree.held_bytes,
+            }
+
+        return self._call(read)
+
+    def close(self) -> None:
+        """Cancel what runs and end the thread; all handles finish."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        """Run something on the core's thread, between two steps; its result or exception is ours."""
+        if threading.current_thread() is self._thread:
+            raise NarrowsError("the engine's own thread cannot wait for itself; call from another.")
+        done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def task() -> None:
+            try:
+                done.put((function(), None))
+            except Exception as error:  # handed to the caller, whose fault it is
+                done.put((None, error))
+
+        with self._wake:
+            if self._closed:
+                raise NarrowsError("the engine is closed; make a new one.")
+            self._inbox.append(task)
+            self._wake.notify()
+        result, error = done.get()
+        if error is not None:
+            raise error
+        return result
+
+    def _cancel(self, handle: Handle) -> None:
+        """Without waiting: whoever drops a handle may do so from anywhere, the garbage collector's calls included."""
+
+        def cancel() -> None:
+            for sequence in handle.sequences:
+                if sequence in self._handles:
+                    self._core.cancel(sequence)
+
+        with self._wake:
+            self._inbox.append(cancel)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._inbox and self._core.idle and not self._closed:
+                    self._wake.wait()
+                tasks, self._inbox = self._inbox, []
+                closed = self._closed
+            for task in tasks:
+                task()
+            if closed:
+                for sequence in list(self._handles):
+                    self._core.cancel(sequence)
+            self._dispatch(self._core.step())
+            if closed:
+                return
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            self._handles[event.sequence]._put(event)
+            if isinstance(event, Finished):
+                del self._handles[event.sequence]
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
+    if not loop.is_closed():  # whoever waited has gone with it
+        loop.call_soon_threadsafe(events.put_nowait, event)

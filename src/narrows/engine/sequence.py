@@ -1,0 +1,97 @@
+"""A request's life in the engine: what was asked, and every sequence that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from narrows.engine.paged_history import Contents, State
+from narrows.engine.prefix_tree import Node
+from narrows.engine.sampling import Sampler, SamplingParameters
+from narrows.engine.scheduler import Job
+from narrows.engine.text import TextStream
+
+if TYPE_CHECKING:
+    from narrows.engine.grammar import GrammarState
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: token ids to continue, how, how urgently (higher first), and until when (time.monotonic).
+
+    `grammar` makes a fresh state of the constraint for every sequence.
+    """
+
+    prompt: tuple[int, ...]
+    parameters: SamplingParameters
+    priority: int = 0
+    deadline: float | None = None
+    grammar: Callable[[], GrammarState] | None = None
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A sequence's history outside its slot. `contents`: of its blocks, where it had to give these up too."""
+
+    state: State
+    contents: Contents | None
+
+
+@dataclass(eq=False)
+class SequenceState:
+    """One of a request's `n` answers: its tokens, and where its history is."""
+
+    request: Request
+    index: int
+    job: Job
+    sampler: Sampler
+    text: TextStream
+    grammar: GrammarState | None
+    tokens: list[int]
+    blocks: list[int] = field(default_factory=list)
+    node: Node[State] | None = None
+    parked: Parked | None = None
+    siblings: list[SequenceState] = field(default_factory=list)
+    output_snapshot: Node[State] | None = None
+    reused: int = 0
+    cancelled: FinishReason | None = None
+
+    @property
+    def produced(self) -> int:
+        """Tokens drawn so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token of a sequence, the text that it made safe to show, its log-probability, the alternatives asked for."""
+
+    sequence: SequenceState
+    token: int
+    piece: str
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sequence's end; `piece`: what was held back and may be shown after all; `error` says what failed."""
+
+    sequence: SequenceState
+    reason: FinishReason
+    piece: str = ""
+    error: Exception | None = None
+
+
+Event = Drawn | Finished
+
+
+def boundaries(prompt: int, block: int, every: int, forks: Sequence[int] = ()) -> frozenset[int]:
+    """Lengths at which a prompt of so many tokens leaves a snapshot: its last full block that is not all of it,
+    every `every` tokens before, and where it leaves a known prefix."""
+    last = (prompt - 1) // block * block
+    regular = range(every // block * block, last, every // block * block) if every >= block else ()
+    return frozenset(length for length in (last, *regular, *forks) if 0 < length <= last)

@@ -1,0 +1,121 @@
+"""The engine from outside: many threads, asyncio, cancelling, closing; every answer is the core's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from narrows.engine.core import Limits
+from narrows.engine.engine import Engine
+from narrows.engine.sampling import SamplingParameters
+from narrows.engine.sequence import Drawn, Event, Finished
+from narrows.errors import NarrowsError, UsageError
+from narrows.model.network import Network
+from narrows.model.presets import TINY
+from tests.parity.configurations import randomised
+
+LIMITS = Limits(memory=1 << 24, slots=3)
+PROMPTS = [[place * (number % 4 + 1) % TINY.vocab_size for place in range(5 + 9 * number)] for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return randomised(Network(TINY, dtype=torch.float64), torch.Generator().manual_seed(5))
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    return [event.token for event in events if isinstance(event, Drawn)]
+
+
+def asked(engine: Engine, prompt: list[int], tokens: int = 6) -> list[int]:
+    return tokens_of(list(engine.submit(prompt, SamplingParameters(max_tokens=tokens))))
+
+
+@pytest.fixture(scope="module")
+def wanted(network: Network) -> list[list[int]]:
+    found = []
+    for prompt in PROMPTS:
+        with Engine(network, limits=LIMITS) as engine:
+            found.append(asked(engine, prompt))
+    return found
+
+
+def test_many_threads_get_their_own_answers(network: Network, wanted: list[list[int]]) -> None:
+    with Engine(network, limits=LIMITS) as engine, ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda prompt: asked(engine, prompt), PROMPTS * 2)) == wanted * 2
+        stats = engine.stats()
+        assert stats["drawn"] == 2 * sum(map(len, wanted))
+        assert stats["free_slots"] == LIMITS.slots
+
+
+def test_asyncio_streams_get_their_own_answers(network: Network, wanted: list[list[int]]) -> None:
+    async def ask(engine: Engine, prompt: list[int]) -> list[int]:
+        return tokens_of([event async for event in engine.submit(prompt, SamplingParameters(max_tokens=6))])
+
+    async def all_of_them(engine: Engine) -> list[list[int]]:
+        return await asyncio.gather(*(ask(engine, prompt) for prompt in PROMPTS))
+
+    with Engine(network, limits=LIMITS) as engine:
+        assert asyncio.run(all_of_them(engine)) == wanted
+
+
+def test_a_cancelled_request_ends_and_others_go_on(network: Network, wanted: list[list[int]]) -> None:
+    with Engine(network, limits=LIMITS) as engine:
+        long = engine.submit(PROMPTS[0], SamplingParameters(max_tokens=2_000))
+        events = iter(long)
+        first = next(events)
+        long.cancel()
+        rest = list(events)
+        assert isinstance(first, Drawn)
+        assert isinstance(rest[-1], Finished)
+        assert rest[-1].reason == "cancelled"
+        assert asked(engine, PROMPTS[1]) == wanted[1]
+        assert engine.stats()["free_slots"] == LIMITS.slots
+
+
+def test_several_answers_come_on_one_handle(network: Network) -> None:
+    with Engine(network, limits=LIMITS) as engine:
+        handle = engine.submit(PROMPTS[3], SamplingParameters(max_tokens=4, temperature=1.0, seed=1, n=3))
+        events = list(handle)
+        assert sorted(event.sequence.index for event in events if isinstance(event, Finished)) == [0, 1, 2]
+        assert len(handle.sequences) == 3
+
+
+def test_a_timeout_ends_a_request(network: Network) -> None:
+    with Engine(network, limits=LIMITS) as engine:
+        events = list(engine.submit(PROMPTS[0], SamplingParameters(max_tokens=2_000), timeout=0.2))
+        assert isinstance(events[-1], Finished)
+        assert events[-1].reason == "deadline"
+
+
+def test_closing_ends_what_runs_and_refuses_what_comes(network: Network) -> None:
+    engine = Engine(network, limits=LIMITS)
+    handle = engine.submit(PROMPTS[0], SamplingParameters(max_tokens=2_000))
+    closing = threading.Timer(0.2, engine.close)
+    closing.start()
+    events = list(handle)
+    closing.join()
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason == "cancelled"
+    with pytest.raises(NarrowsError, match="the engine is closed"):
+        engine.submit([1], SamplingParameters())
+    handle.cancel()
+    engine.close()
+
+
+def test_what_cannot_run_is_the_callers_error(network: Network) -> None:
+    with Engine(network, limits=LIMITS) as engine, pytest.raises(UsageError, match="the prompt is empty"):
+        engine.submit([], SamplingParameters())
+
+
+def test_an_idle_engine_takes_no_time(network: Network) -> None:
+    with Engine(network, limits=LIMITS) as engine:
+        asked(engine, PROMPTS[0])
+        before = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - before < 0.15

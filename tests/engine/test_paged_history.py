@@ -1,0 +1,143 @@
+"""Paged history holds what a contiguous one holds: any walk gives the logits of every sequence's whole text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+import torch
+
+from narrows.engine.blocks import BlockPool
+from narrows.engine.paged_history import Contents, PagedHistory, State
+from narrows.model.network import Network
+from narrows.model.presets import TINY
+from narrows.model.segments import Segment, positions_of
+from tests.parity.configurations import Case, cases, for_each_draw, randomised, relative_error
+from tests.parity.test_parity import whole_pass
+
+TOLERANCE = 1e-9
+ROLLBACK = 5
+SLOTS = 3
+
+
+@dataclass
+class Walk:
+    """A paged history beside the plain lists of tokens that it should hold; blocks are never in order."""
+
+    case: Case
+    network: Network
+    random: Random
+    history: PagedHistory = field(init=False)
+    texts: list[list[int]] = field(default_factory=lambda: [[] for _ in range(SLOTS)])
+    blocks: list[list[int]] = field(default_factory=lambda: [[] for _ in range(SLOTS)])
+    undoable: list[int] = field(default_factory=lambda: [0] * SLOTS)
+    parked: list[tuple[State, Contents, list[int]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.history = PagedHistory(self.case.config, slots=SLOTS, blocks=200, dtype=torch.float64, rollback=ROLLBACK)
+        self.pool = BlockPool(200)
+        self.random.shuffle(self.pool._free)
+
+    def extend(self) -> None:
+        slots = self.random.sample(range(SLOTS), self.random.randint(1, SLOTS))
+        segments, new = [], []
+        for slot in slots:
+            count = self.random.choice((1, 1, 2, self.random.randint(1, 2 * self.history.block_tokens)))
+            count = min(count, 40)
+            segments.append(self.history.segment(count, slot))
+            wanted = self.history.blocks_for(len(self.texts[slot]) + count) - len(self.blocks[slot])
+            more = self.pool.allocate(max(0, wanted))
+            self.history.clear(more)
+            self.history.bind(slot, more)
+            self.blocks[slot] += more
+            added = [self.random.randrange(self.case.config.vocab_size) for _ in range(count)]
+            self.texts[slot] = self.texts[slot] + added
+            self.undoable[slot] = min(self.undoable[slot] + count, ROLLBACK)
+            new += added
+        streams = self.network(torch.tensor(new), positions_of(segments), segments, self.history)
+        whole = whole_pass(self.network, [torch.tensor(self.texts[slot]) for slot in slots])
+        wanted_logits = torch.cat([part[-segment.rows :] for part, segment in zip(whole, segments, strict=True)])
+        assert relative_error(self.network.logits(streams), wanted_logits) <= TOLERANCE
+
+    def roll_back(self) -> None:
+        slot = self.random.randrange(SLOTS)
+        count = self.random.randint(0, self.undoable[slot])
+        self.history.roll_back(slot, count)
+        self.texts[slot] = self.texts[slot][: len(self.texts[slot]) - count]
+        self.undoable[slot] -= count
+
+    def park(self) -> None:
+        """Copy a sequence out, blocks and all, and spoil what it leaves behind."""
+        slot = self.random.randrange(SLOTS)
+        needed = self.history.blocks_for(len(self.texts[slot]))
+        contents = self.history.read(self.blocks[slot][:needed])
+        self.parked.append((self.history.state(slot), contents, self.texts[slot]))
+        self._empty(slot)
+
+    def resume(self) -> None:
+        """A parked sequence into any slot and any blocks, as often as one likes: that is a fork."""
+        if self.parked:
+            slot = self.random.randrange(SLOTS)
+            self._empty(slot)
+            state, contents, text = self.random.choice(self.parked)
+            self.blocks[slot] = self.pool.allocate(self.history.blocks_for(len(text)))
+            self.history.write(self.blocks[slot], contents)
+            self.history.restore(slot, state, self.blocks[slot])
+            self.texts[slot] = text
+
+    def move(self) -> None:
+        """To another slot with the same blocks, as a known prefix is taken over."""
+        source, target = self.random.sample(range(SLOTS), 2)
+        self._empty(target)
+        state, blocks = self.history.state(source), self.blocks[source]
+        self.texts[target], self.texts[source] = self.texts[source], []
+        self.blocks[target], self.blocks[source] = blocks, []
+        self.undoable[source] = 0
+        self.history.reset(source)
+        self.history.restore(target, state, blocks)
+
+    def _empty(self, slot: int) -> None:
+        for pool in self.history._entries.values():
+            pool[self.blocks[slot]] = torch.nan
+        self.pool.release(self.blocks[slot])
+        self.history.reset(slot)
+        self.texts[slot], self.blocks[slot], self.undoable[slot] = [], [], 0
+
+
+def test_any_walk_over_slots_and_blocks() -> None:
+    @torch.no_grad()
+    def check(case: Case) -> None:
+        walk = Walk(case, case.network(), case.random())
+        for _ in range(14):
+            actions = (walk.extend, walk.roll_back, walk.park, walk.resume, walk.move)
+            walk.random.choices(actions, weights=(8, 3, 2, 3, 2))[0]()
+            assert [walk.history.length(slot) for slot in range(SLOTS)] == [len(text) for text in walk.texts]
+
+    for_each_draw("paged walks", cases(longest=1), check)
+
+
+@torch.no_grad()
+def test_a_state_at_a_blocks_end_is_small_and_a_history_says_what_it_weighs() -> None:
+    network = randomised(Network(TINY), torch.Generator().manual_seed(5))
+    history = PagedHistory(TINY, slots=1, blocks=3)
+    history.bind(0, [2, 0, 1])
+    sizes = []
+    for rows in (history.block_tokens - 1, 1):
+        segments = [history.segment(rows, 0)]
+        network(torch.arange(rows) % TINY.vocab_size, positions_of(segments), segments, history)
+        sizes.append(history.state(0).bytes)
+    assert sizes[1] < sizes[0] <= history.slot_bytes
+    assert history.bytes == 3 * history.block_bytes + history.slot_bytes
+    assert history.read([0]).bytes == history.block_bytes
+
+
+@torch.no_grad()
+def test_a_step_without_blocks_for_it_is_refused_and_changes_nothing() -> None:
+    network = randomised(Network(TINY), torch.Generator().manual_seed(5))
+    history = PagedHistory(TINY, slots=2, blocks=2)
+    history.bind(0, [1])
+    rows = history.block_tokens + 1
+    with pytest.raises(ValueError, match=f"slot 0 has 1 blocks, too few for {rows} tokens"):
+        network(torch.zeros(rows, dtype=torch.int64), torch.arange(rows), [Segment(rows)], history)
+    assert history.length(0) == 0
