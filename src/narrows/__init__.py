@@ -9,11 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from narrows.engine.core import Limits
+    from narrows.engine.engine import Engine
     from narrows.engine.model import Completion, Model, load
+    from narrows.engine.request import SamplingParameters
 
     __version__: str
 
-__all__ = ["Completion", "Model", "__version__", "load"]
+__all__ = ["Completion", "Engine", "Limits", "Model", "SamplingParameters", "__version__", "load"]
+
+_ELSEWHERE = {"Engine": "engine", "Limits": "core", "SamplingParameters": "request"}
 
 
 def __getattr__(name: str) -> Any:
@@ -23,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return version("narrows")
     if name in __all__:
-        from narrows.engine import model
+        from importlib import import_module
 
-        return getattr(model, name)
+        return getattr(import_module(f"narrows.engine.{_ELSEWHERE.get(name, 'model')}"), name)
     raise AttributeError(f"module 'narrows' has no attribute {name!r}")
