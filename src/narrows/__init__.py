@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from narrows.engine.engine import Engine
     from narrows.engine.model import Completion, Model, load
     from narrows.engine.request import SamplingParameters
+    from narrows.engine.store import Prefixes
 
     __version__: str
 
-__all__ = ["Completion", "Engine", "Limits", "Model", "SamplingParameters", "__version__", "load"]
+__all__ = ["Completion", "Engine", "Limits", "Model", "Prefixes", "SamplingParameters", "__version__", "load"]
 
-_ELSEWHERE = {"Engine": "engine", "Limits": "core", "SamplingParameters": "request"}
+_ELSEWHERE = {"Engine": "engine", "Limits": "core", "Prefixes": "store", "SamplingParameters": "request"}
 
 
 def __getattr__(name: str) -> Any:

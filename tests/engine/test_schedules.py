@@ -7,7 +7,10 @@ no other order of summing, can change a token.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -18,6 +21,7 @@ from narrows.engine.paged_history import PagedHistory
 from narrows.engine.sampling import SamplingParameters
 from narrows.engine.scheduler import Policy
 from narrows.engine.sequence import Drawn, Finished, Request, SequenceState
+from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
 from narrows.model.network import Network
 from narrows.model.presets import TINY
@@ -113,12 +117,22 @@ def run_schedule(case: Case) -> Core:
     blocks = most + random.choice((0, 1, 5, 60))
     every = random.choice((1, 16, 2048))
     limits = limits_for(case, max(1, blocks), slots=random.randint(1, 4), policy=policy, snapshot_every=every)
-    collector = Collector(Core(network, None, limits))
+    directory = Path(tempfile.mkdtemp()) if random.random() < 0.5 else None
+    prefixes = None if directory is None else Prefixes(directory, random.choice((1 << 30, 20_000)))
+
+    def start() -> Core:
+        return Core(network, None, limits, prefixes=prefixes)
+
+    collector = Collector(start())
+    reused = 0
     waiting = [request for request in wanted for _ in range(random.choice((1, 1, 2)))]
     random.shuffle(waiting)
     submitted: list[tuple[Request, list[SequenceState]]] = []
     cancelled: set[SequenceState] = set()
     while waiting or not collector.core.idle:
+        if collector.core.idle and random.random() < 0.3:
+            reused += collector.core.stats.reused
+            collector.core = start()
         if waiting and random.random() < 0.4:
             request = waiting.pop()
             submitted.append((request, collector.submit(request)))
@@ -139,7 +153,10 @@ def run_schedule(case: Case) -> Core:
                 assert (answer.tokens, answer.reason) == (lone.tokens, lone.reason)
             for ours, theirs in zip(answer.logprobs, lone.logprobs, strict=False):
                 assert abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs))
+    if directory is not None:
+        shutil.rmtree(directory)
     core = collector.core
+    core.stats.reused += reused
     assert core.free_slots == limits.slots
     core.tree.clear()
     assert (core.pool.free, core.tree.held_bytes) == (core.pool.count, 0), "a block or a snapshot was lost"
@@ -179,6 +196,25 @@ def test_a_known_prefix_is_not_computed_again(network: Network) -> None:
         collector.finish()
     assert core.stats.reused == 2 * 3 * size
     assert core.stats.computed < 2 * len(prompt)
+
+
+def test_a_known_prefix_outlives_the_process(network: Network, tmp_path: Path) -> None:
+    prompt = [(7 * place) % TINY.vocab_size for place in range(400)]
+    answers, computed = [], []
+    for identity in (
+        network,
+        network,
+        randomised(Network(TINY, dtype=torch.float64), torch.Generator().manual_seed(6)),
+    ):
+        core = Core(identity, None, Limits(memory=1 << 24, slots=2), prefixes=Prefixes(tmp_path))
+        collector = Collector(core)
+        (sequence,) = collector.submit(greedy(prompt))
+        collector.finish()
+        answers.append(collector.answers[sequence])
+        computed.append(core.stats.computed)
+    assert answers[0] == answers[1]
+    assert computed[1] == computed[0] - 400 // core.history.block_tokens * core.history.block_tokens
+    assert computed[2] == computed[0], "another model's prefix was used"
 
 
 def test_a_prompt_of_known_blocks_alone_leaves_a_token_to_compute(network: Network) -> None:

@@ -16,7 +16,7 @@ from narrows.engine.prefix_tree import Node, PrefixTree
 from narrows.engine.sampling import Sampler
 from narrows.engine.scheduler import Job, Policy, admit, rank, share
 from narrows.engine.sequence import Drawn, Event, Finished, FinishReason, Parked, Request, SequenceState, boundaries
-from narrows.engine.store import Piece, PrefixStore
+from narrows.engine.store import Piece, Prefixes
 from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import Network, positions_of
@@ -59,11 +59,11 @@ class Core:
         tokenizer: Tokenizer | None,
         limits: Limits,
         *,
-        store: Callable[[int], PrefixStore] | None = None,
+        prefixes: Prefixes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`store` makes the place on disk for known prefixes, given the tokens of a block. UsageError when the memory
-        is too small for one request of one block."""
+        """`prefixes`: where known ones outlive the process. UsageError when the memory is too small for one request of
+        one block, NarrowsError when there can be no such directory."""
         self.network, self.tokenizer, self.limits = network, tokenizer, limits
         self._clock = clock
         weight = network.embed.weight
@@ -84,7 +84,7 @@ class Core:
         )
         self.pool = BlockPool(blocks)
         self.tree: PrefixTree[State] = PrefixTree(self.pool, self.history.block_tokens, snapshots)
-        self._store = None if store is None else store(self.history.block_tokens)
+        self._store = None if prefixes is None else prefixes.open(network, self.history.block_tokens)
         self.stats = Stats()
         self._free_slots = list(range(limits.slots - 1, -1, -1))
         self._running: dict[Job, SequenceState] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from narrows.engine.core import Core, Limits
 from narrows.engine.sampling import SamplingParameters
 from narrows.engine.sequence import Event, Finished, Request, SequenceState
+from narrows.engine.store import Prefixes
 from narrows.errors import NarrowsError
 from narrows.model.network import Network
 from narrows.text.tokenizer import Tokenizer
@@ -62,9 +63,16 @@ class Handle:
 class Engine:
     """Runs many requests at once on one network, in steps that they share. Thread-safe; close it, or use `with`."""
 
-    def __init__(self, network: Network, tokenizer: Tokenizer | None = None, limits: Limits | None = None) -> None:
-        """UsageError when the limits' memory is too small for one request."""
-        self._core = Core(network, tokenizer, limits or Limits())
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Tokenizer | None = None,
+        limits: Limits | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> None:
+        """`prefixes`: where known ones outlive the process. UsageError when the limits' memory is too small for one
+        request, NarrowsError when there can be no such directory."""
+        self._core = Core(network, tokenizer, limits or Limits(), prefixes=prefixes)
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
         self._handles: dict[SequenceState, Handle] = {}

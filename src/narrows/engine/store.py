@@ -9,6 +9,7 @@ never asked for.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -26,10 +27,34 @@ from safetensors.torch import save as save_tensors
 from narrows.engine.paged_history import Contents, State
 from narrows.errors import NarrowsError
 from narrows.model.history import Key
+from narrows.model.network import Network
+from narrows.ops import native
 
 _MAGIC = b"narrows prefix 1\n"
 _SUFFIX = ".prefix"
 _log = logging.getLogger("narrows")
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Where known prefixes are kept: at most `most_bytes` in `directory`."""
+
+    directory: Path
+    most_bytes: int = 4 << 30
+
+    def open(self, network: Network, block_tokens: int) -> PrefixStore:
+        """The store for this network. NarrowsError when there can be no such directory."""
+        return PrefixStore(self.directory, identity_of(network), block_tokens, self.most_bytes)
+
+
+def identity_of(network: Network) -> str:
+    """What decides a history beside its tokens: configuration, weights, the precision of both, and who computes."""
+    running = hashlib.sha256(json.dumps(network.config.to_dict(), sort_keys=True).encode())
+    running.update(native.kernels.instruction_set().encode() if native.available() else b"reference")
+    for name, tensor in sorted(network.state_dict().items()):
+        running.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return running.hexdigest()
 
 
 @dataclass(frozen=True)
