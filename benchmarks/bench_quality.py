@@ -9,6 +9,7 @@ and the same model:
 - compressors: xz -9e, and zstd -19 with a dictionary learnt from training files.
 - peer: SmolLM2-135M, where its packages are installed (see `quality_peer`). It takes most of the time.
 - position: bits per byte by place in the context, and with all but the last 128 tokens cut away.
+- context: bits per byte of the same tokens, with more and more before them.
 - fim: the rest of 200 lines, exactly; the bodies of 40 functions, parsed.
 - master: what rounding cost, beside the weights as trained (`--master`).
 
@@ -47,7 +48,7 @@ from narrows.corpus.shards import Corpus
 from narrows.engine.model import Model, load
 from narrows.errors import NarrowsError, UsageError
 
-PARTS = ("model", "compressors", "peer", "position", "fim", "master")
+PARTS = ("model", "compressors", "peer", "position", "context", "fim", "master")
 FILES = 64
 POSITION_TOKENS = 2**17
 LINES, BODIES = 200, 40
@@ -233,11 +234,8 @@ class Bench:
 
     def position(self) -> None:
         """`quality_position.json` and its picture."""
-        model, length = self.shipped.model, self.shipped.context
-        count = max(1, POSITION_TOKENS * self.options.files // (FILES * length))
-        pieces = quality_sample.long_pieces(self.corpus, model.tokenizer, length, count)
+        pieces, length = self._long_pieces("position"), self.shipped.context
         if not pieces:
-            self._say(f"position is left out: no held-out package has {length} tokens.")
             return
         pieces_sha256 = quality_sample.digest(piece.astype("<u4").tobytes() for piece in pieces)
         before = _before("quality_position")
@@ -272,6 +270,37 @@ class Bench:
         )
         if not self.trial:
             quality_position.plot(record.RESULTS / "quality_position.png", length, curves)
+
+    def context(self) -> None:
+        """`quality_context.json`."""
+        pieces = self._long_pieces("context")
+        if not pieces:
+            return
+        model = self.shipped.model
+        with self._bar("context", 5) as progress:
+            found = quality_position.by_context(model.network, model.tokenizer, pieces, progress)
+        self._record(
+            "quality_context",
+            {
+                "bits_per_byte": found,
+                "sha256": self.shipped.sha256,
+                "table": {
+                    "columns": ["tokens shown before", "bits per byte"],
+                    "rows": [[before, f"{value:.4f}"] for before, value in found.items()],
+                },
+            },
+            notes=f"The last {quality_position.COUNTED} tokens of {len(pieces)} pieces of held-out packages: in every "
+            "row the same.",
+        )
+
+    def _long_pieces(self, part: str) -> list[Any]:
+        """Pieces of held-out packages as long as the trained context; says so where there is none."""
+        length = self.shipped.context
+        count = max(1, POSITION_TOKENS * self.options.files // (FILES * length))
+        pieces = quality_sample.long_pieces(self.corpus, self.shipped.model.tokenizer, length, count)
+        if not pieces:
+            self._say(f"{part} is left out: no held-out package has {length} tokens.")
+        return pieces
 
     def fim(self) -> None:
         """`quality_fim.json`."""
@@ -380,6 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench.bits_per_byte()
         if "position" in options.only:
             bench.position()
+        if "context" in options.only:
+            bench.context()
         if "fim" in options.only:
             bench.fim()
     except NarrowsError as error:

@@ -19,6 +19,9 @@ SHORT_CONTEXT = 128
 
 SHORT_STRIDE = 32
 
+COUNTED = 256
+"""Tokens at the end of a piece that are counted where the context's length is what differs."""
+
 
 def buckets(length: int) -> list[tuple[int, int]]:
     """Ranges of places that cover 0 to `length`, the first of SHORT_CONTEXT, each later one as long as all before."""
@@ -55,6 +58,33 @@ def measure(
         quality_bits.bits(values[:, start:end]) / max(1, int(sizes[:, start:end].sum()))
         for start, end in buckets(length)
     ]
+
+
+def by_context(
+    network: Network,
+    tokenizer: Tokenizer,
+    pieces: Sequence[Any],
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[int, float]:
+    """Bits per byte of the last COUNTED tokens of every piece, by how many tokens before them the model is shown.
+
+    The same tokens at every length, so that nothing but the context differs; EOS is read, not counted.
+    """
+    length = len(pieces[0])
+    most = length - COUNTED
+    shown = [*itertools.takewhile(lambda tokens: tokens < most, (SHORT_CONTEXT << n for n in range(40))), most]
+    ends = np.stack([piece[-COUNTED:] for piece in pieces])
+    counted = torch.from_numpy(ends != tokenizer.eos_id)
+    sizes = torch.tensor([[len(tokenizer.bytes_of(token)) for token in end] for end in ends.tolist()]) * counted
+    found = {}
+    for done, before in enumerate(shown, start=1):
+        texts = [piece[length - COUNTED - before :].tolist() for piece in pieces]
+        window = before + COUNTED
+        values = quality_bits.nats(network, tokenizer, texts, context=window, stride=window)
+        last = torch.stack([value[-COUNTED:] for value in values]) * counted
+        found[before] = quality_bits.bits(last) / max(1, int(sizes.sum()))
+        progress(done)
+    return found
 
 
 def table(length: int, curves: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -110,6 +110,19 @@ def test_a_token_in_a_window_sees_the_window_and_nothing_else(model: Model) -> N
     torch.testing.assert_close(found[last.scored :].float(), expected[last.scored - last.start :], rtol=1e-3, atol=1e-3)
 
 
+def test_the_longest_context_gives_what_a_whole_pass_gives(model: Model) -> None:
+    random = np.random.default_rng(0)
+    pieces = [random.integers(10, model.tokenizer.vocab_size, 700) for _ in range(2)]
+    found = quality_position.by_context(model.network, model.tokenizer, pieces)
+    assert list(found) == [128, 256, 444]
+    texts = [piece.tolist() for piece in pieces]
+    whole = quality_bits.nats(model.network, model.tokenizer, texts, context=700, stride=700)
+    ends = [text[-quality_position.COUNTED :] for text in texts]
+    size = sum(len(model.tokenizer.bytes_of(token)) for end in ends for token in end)
+    bits = sum(quality_bits.bits(values[-quality_position.COUNTED :]) for values in whole)
+    assert found[444] == pytest.approx(bits / size, rel=1e-5)
+
+
 @given(count=st.integers(0, 60), fewer=st.integers(0, 60))
 def test_a_shorter_draw_begins_a_longer_one_and_packages_take_turns(corpus: Any, count: int, fewer: int) -> None:
     found = draw(corpus, "held_out", count)
@@ -319,8 +332,10 @@ def test_figures_of_other_files_or_another_model_are_not_kept(results: Path, mon
 
 
 def test_positions_and_completions_are_recorded_with_a_picture(results: Path) -> None:
-    assert run("--only", "position,fim") == 0
-    position, fim = read(results, "quality_position"), read(results, "quality_fim")
+    assert run("--only", "position,context,fim") == 0
+    position, fim, context = (read(results, f"quality_{name}") for name in ("position", "fim", "context"))
+    assert str(quality_position.SHORT_CONTEXT) in context["bits_per_byte"]
+    assert len(context["table"]["rows"]) == len(context["bits_per_byte"])
     assert position["table"]["columns"][1:] == [bench_quality.SHIPPED, bench_quality.SHORT]
     assert len(position["table"]["rows"]) == len(position["buckets"])
     assert (results / "quality_position.png").read_bytes().startswith(b"\x89PNG")
