@@ -44,12 +44,12 @@ $(DEV): $(INSTALLED)
 run: export FILE := $(FILE)
 run: $(RUNTIME)
 	@place=$$FILE; \
-	if test -n "$$place"; then options=; else options=--before-only; \
+	if test -z "$$place"; then \
 	    place=$$($(BIN)/python -c 'import inspect, textwrap; \
 	    lines, start = inspect.getsourcelines(textwrap.TextWrapper._wrap_chunks); \
 	    print(f"{textwrap.__file__}:{start + len(lines) * 3 // 5}")'); fi; \
-	printf 'narrows complete %s %s\n' "$$options" "$$place"; \
-	$(BIN)/narrows complete $$options -- "$$place"
+	printf 'narrows complete %s\n' "$$place"; \
+	$(BIN)/narrows complete -- "$$place"
 
 test: $(DEV)
 	$(BIN)/ruff check --quiet .

@@ -71,6 +71,8 @@ def narrows_step(*, muon: bool, fast: bool = False, dtype: torch.dtype = torch.f
         optimizers = (torch.optim.AdamW(masters.parameters.values(), lr=1e-3, foreach=True),)
 
     def step(tokens: torch.Tensor) -> float:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         segments = [Segment(LENGTH)] * SEQUENCES
         with fast_products(fast):
             streams = network(tokens[:, :-1].flatten(), positions_of(segments), segments)
