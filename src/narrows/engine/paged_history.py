@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
-from narrows.model.history import Key, Layout
-from narrows.model.segments import Recent, Segment, Step, Windows
-from narrows.ops.dtypes import wide
+from narrows.model.history import Key, Layout, SlotHistory
+from narrows.model.segments import Step, Windows
 from narrows.ops.pages import Pages
 
 
@@ -48,7 +47,7 @@ class Contents:
         return Contents({key: rows[number : number + 1] for key, rows in self.entries.items()})
 
 
-class PagedHistory:
+class PagedHistory(SlotHistory):
     """History of up to `slots` sequences in `blocks` blocks of `block_tokens` tokens each (spec: lcm of the ratios).
 
     A sequence's owner binds its blocks to a slot, in the order of its tokens, before a step needs them. Which block is
@@ -67,20 +66,12 @@ class PagedHistory:
         rollback: int = 0,
         layer_types: tuple[LayerKind, ...] | None = None,
     ) -> None:
-        self._layout = Layout.of(config, layer_types)
+        super().__init__(Layout.of(config, layer_types), slots, dtype, device, rollback)
         self.block_tokens = block_tokens(config)
-        self.slots, self.blocks, self._rollback = slots, blocks, rollback
+        self.slots, self.blocks = slots, blocks
         self._device = torch.device(device)
-        self._lengths = [0] * slots
-        self._undoable = [0] * slots
-        self._unfinished: set[int] = set()
         self._tables: list[list[int]] = [[] for _ in range(slots)]
-        self._recent = {
-            key: torch.zeros(
-                slots, kept.rows + rollback, kept.features, dtype=wide(dtype) if kept.exact else dtype, device=device
-            )
-            for key, kept in self._layout.recent.items()
-        }
+        self._pages: dict[int, Tensor] = {}
         self._entries = {
             key: _untouched(blocks, self.block_tokens // kept.ratio, kept.features, dtype=dtype, device=self._device)
             for key, kept in self._layout.entries.items()
@@ -90,34 +81,13 @@ class PagedHistory:
 
     def begin(self, step: Step) -> None:
         """ValueError unless every segment continues what its slot holds, and has the blocks for it."""
-        slots = [segment.slot for segment in step.segments]
-        if len(set(slots)) != len(slots):
-            raise ValueError("two segments of one step share a slot")
         for segment in step.segments:
-            if segment.past != self.length(segment.slot):
-                raise ValueError(
-                    f"the segment says {segment.past} past tokens, but slot {segment.slot} holds "
-                    f"{self.length(segment.slot)}"
-                )
-            if self._layout.entries and self.blocks_for(segment.past + segment.rows) > len(self._tables[segment.slot]):
-                raise ValueError(
-                    f"slot {segment.slot} has {len(self._tables[segment.slot])} blocks, too few for "
-                    f"{segment.past + segment.rows} tokens"
-                )
-        self._unfinished.update(slots)
-        self._pages: dict[int, Tensor] = {}
-
-    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
-        buffer = self._recent[layer, name]
-        capacity = buffer.shape[1]
-        rows = rows.detach().to(buffer.dtype)
-        parts = []
-        new_rows = rows.split([segment.rows for segment in step.segments])
-        for segment, kept, new in zip(step.segments, recent.kept, new_rows, strict=True):
-            with_past = torch.cat((buffer[segment.slot], new))
-            parts.append(with_past[capacity - kept :])
-            buffer[segment.slot] = with_past[segment.rows :]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            self._check(segment.slot)
+            bound, wanted = len(self._tables[segment.slot]), segment.past + segment.rows
+            if self.blocks_for(wanted) > bound:
+                raise ValueError(f"slot {segment.slot} has {bound} blocks, too few for {wanted} tokens")
+        super().begin(step)
+        self._pages = {}
 
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
         pool = self._entries[layer, name]
@@ -140,23 +110,7 @@ class PagedHistory:
             self._pages[each] = torch.tensor(padded, device=self._device)
         return Pages(storage, self._pages[each], each)
 
-    def commit(self, step: Step) -> None:
-        for segment in step.segments:
-            self._unfinished.discard(segment.slot)
-            self._lengths[segment.slot] += segment.rows
-            self._undoable[segment.slot] = min(self._undoable[segment.slot] + segment.rows, self._rollback)
-
     # -- what its owner asks --------------------------------------------------------------------------------------
-
-    def length(self, slot: int) -> int:
-        """Tokens that the slot holds. ValueError when a step in the slot did not end."""
-        if slot in self._unfinished:
-            raise ValueError(f"a step in slot {slot} failed before its end; reset or restore the slot")
-        return self._lengths[slot]
-
-    def segment(self, rows: int, slot: int) -> Segment:
-        """The segment that continues this slot by `rows` tokens."""
-        return Segment(rows, self.length(slot), slot)
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that a sequence of so many tokens needs; none where no layer has entries."""
@@ -201,17 +155,6 @@ class PagedHistory:
         self._lengths[slot], self._undoable[slot] = state.length, 0
         self._tables[slot] = list(blocks)
         self._unfinished.discard(slot)
-
-    def roll_back(self, slot: int, tokens: int) -> None:
-        """Take the slot's last `tokens` tokens back; ValueError beyond what is still kept for it."""
-        length = self.length(slot)
-        if not 0 <= tokens <= self._undoable[slot]:
-            raise ValueError(f"cannot roll back {tokens} of {length} tokens; {self._undoable[slot]} can be taken back")
-        if tokens:
-            for buffer in self._recent.values():
-                buffer[slot] = buffer[slot].roll(tokens, dims=0)
-        self._lengths[slot] = length - tokens
-        self._undoable[slot] -= tokens
 
     def read(self, blocks: Sequence[int]) -> Contents:
         """Copies of these blocks."""

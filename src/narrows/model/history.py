@@ -114,55 +114,23 @@ class Snapshot:
     entries: dict[Key, Tensor]
 
 
-class ContiguousHistory:
-    """A slot a sequence; each slot's entries in one growing piece. Simple, for one or a few sequences, without grad.
-
-    `rollback`: how many tokens `roll_back` may take back at once.
-    """
+class SlotHistory:
+    """What histories with a slot a sequence share: the slots' lengths, and their recent rows."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        slots: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        rollback: int = 0,
-        layer_types: tuple[LayerKind, ...] | None = None,
+        self, layout: Layout, slots: int, dtype: torch.dtype, device: torch.device | str, rollback: int
     ) -> None:
-        self._config, self._slots, self._rollback = config, slots, rollback
-        self._device = torch.device(device)
+        """`rollback`: how many tokens `roll_back` may take back at once."""
+        self._layout, self._slots, self._rollback = layout, slots, rollback
         self._lengths = [0] * slots
         self._undoable = [0] * slots
         self._unfinished: set[int] = set()
-        layout = Layout.of(config, layer_types)
         self._recent = {
             key: torch.zeros(
                 slots, kept.rows + rollback, kept.features, dtype=wide(dtype) if kept.exact else dtype, device=device
             )
             for key, kept in layout.recent.items()
         }
-        self._entries = {
-            key: torch.zeros(slots, 16, kept.features, dtype=dtype, device=device)
-            for key, kept in layout.entries.items()
-        }
-        self._ratio = {key: kept.ratio for key, kept in layout.entries.items()}
-
-    @classmethod
-    def for_mtp(
-        cls,
-        config: ModelConfig,
-        *,
-        slots: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        rollback: int = 0,
-    ) -> ContiguousHistory:
-        """The MTP block's own history: one sliding layer."""
-        kinds = (LayerKind.SLIDING,)
-        return cls(config, slots=slots, dtype=dtype, device=device, rollback=rollback, layer_types=kinds)
-
-    # -- what a step asks -----------------------------------------------------------------------------------------
 
     def begin(self, step: Step) -> None:
         slots = [segment.slot for segment in step.segments]
@@ -189,6 +157,78 @@ class ContiguousHistory:
             buffer[segment.slot] = with_past[segment.rows :]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def commit(self, step: Step) -> None:
+        for segment in step.segments:
+            self._unfinished.discard(segment.slot)
+            self._lengths[segment.slot] += segment.rows
+            self._undoable[segment.slot] = min(self._undoable[segment.slot] + segment.rows, self._rollback)
+
+    def length(self, slot: int = 0) -> int:
+        """Tokens that the slot holds. ValueError, as from all that follows, when a step in the slot did not end."""
+        self._check(slot)
+        if slot in self._unfinished:
+            raise ValueError(f"a step in slot {slot} failed before its end; reset or restore the slot")
+        return self._lengths[slot]
+
+    def segment(self, rows: int, slot: int = 0) -> Segment:
+        """The segment that continues this slot by `rows` tokens."""
+        return Segment(rows, self.length(slot), slot)
+
+    def roll_back(self, slot: int, tokens: int) -> None:
+        """Take the slot's last `tokens` tokens back; ValueError beyond what is still kept for it."""
+        length = self.length(slot)
+        if not 0 <= tokens <= self._undoable[slot]:
+            raise ValueError(f"cannot roll back {tokens} of {length} tokens; {self._undoable[slot]} can be taken back")
+        for buffer in self._recent.values():
+            buffer[slot] = buffer[slot].roll(tokens, dims=0)
+        self._lengths[slot] = length - tokens
+        self._undoable[slot] -= tokens
+
+    def _check(self, slot: int) -> None:
+        if not 0 <= slot < self._slots:
+            raise ValueError(f"there is no slot {slot}; this history has {self._slots}")
+
+
+class ContiguousHistory(SlotHistory):
+    """A slot a sequence; each slot's entries in one growing piece. Simple, for one or a few sequences, without grad.
+
+    `rollback`: how many tokens `roll_back` may take back at once.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        slots: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        rollback: int = 0,
+        layer_types: tuple[LayerKind, ...] | None = None,
+    ) -> None:
+        layout = Layout.of(config, layer_types)
+        super().__init__(layout, slots, dtype, device, rollback)
+        self._entries = {
+            key: torch.zeros(slots, 16, kept.features, dtype=dtype, device=device)
+            for key, kept in layout.entries.items()
+        }
+        self._ratio = {key: kept.ratio for key, kept in layout.entries.items()}
+
+    @classmethod
+    def for_mtp(
+        cls,
+        config: ModelConfig,
+        *,
+        slots: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        rollback: int = 0,
+    ) -> ContiguousHistory:
+        """The MTP block's own history: one sliding layer."""
+        kinds = (LayerKind.SLIDING,)
+        return cls(config, slots=slots, dtype=dtype, device=device, rollback=rollback, layer_types=kinds)
+
+    # -- what a step asks -----------------------------------------------------------------------------------------
+
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
         pool = self._entries[layer, name]
         if windows.most > pool.shape[1]:
@@ -201,24 +241,7 @@ class ContiguousHistory:
             start += count
         return Pages(pool.flatten(0, 1), step.slots[:, None] * pool.shape[1], pool.shape[1])
 
-    def commit(self, step: Step) -> None:
-        for segment in step.segments:
-            self._unfinished.discard(segment.slot)
-            self._lengths[segment.slot] += segment.rows
-            self._undoable[segment.slot] = min(self._undoable[segment.slot] + segment.rows, self._rollback)
-
     # -- what its owner asks --------------------------------------------------------------------------------------
-
-    def length(self, slot: int = 0) -> int:
-        """Tokens that the slot holds. ValueError, as from all that follows, when a step in the slot did not end."""
-        self._check(slot)
-        if slot in self._unfinished:
-            raise ValueError(f"a step in slot {slot} failed before its end; reset or restore the slot")
-        return self._lengths[slot]
-
-    def segment(self, rows: int, slot: int = 0) -> Segment:
-        """The segment that continues this slot by `rows` tokens."""
-        return Segment(rows, self.length(slot), slot)
 
     def reset(self, slot: int = 0) -> None:
         """Forget everything in the slot."""
@@ -251,20 +274,6 @@ class ContiguousHistory:
         self._lengths[slot], self._undoable[slot] = snapshot.length, snapshot.undoable
         self._unfinished.discard(slot)
 
-    def roll_back(self, slot: int, tokens: int) -> None:
-        """Take the slot's last `tokens` tokens back; ValueError beyond what is still kept for it."""
-        length = self.length(slot)
-        if not 0 <= tokens <= self._undoable[slot]:
-            raise ValueError(f"cannot roll back {tokens} of {length} tokens; {self._undoable[slot]} can be taken back")
-        for buffer in self._recent.values():
-            buffer[slot] = buffer[slot].roll(tokens, dims=0)
-        self._lengths[slot] = length - tokens
-        self._undoable[slot] -= tokens
-
     def bytes(self) -> int:
         """Memory held, in bytes."""
         return sum(t.numel() * t.element_size() for t in (*self._recent.values(), *self._entries.values()))
-
-    def _check(self, slot: int) -> None:
-        if not 0 <= slot < self._slots:
-            raise ValueError(f"there is no slot {slot}; this history has {self._slots}")
