@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -108,9 +109,60 @@ def test_closing_ends_what_runs_and_refuses_what_comes(network: Network) -> None
     engine.close()
 
 
-def test_what_cannot_run_is_the_callers_error(network: Network) -> None:
-    with Engine(network, limits=LIMITS) as engine, pytest.raises(UsageError, match="the prompt is empty"):
-        engine.submit([], SamplingParameters())
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ([], {}, "the prompt is empty"),
+        ("def f", {}, "the prompt is text; give its token ids"),
+        ([10**7], {}, f"token id {10**7} lies outside the vocabulary of {TINY.vocab_size}"),
+        ([-1], {}, "token id -1 lies outside the vocabulary"),
+        ([1.5], {}, "a token id is 1.5; give a whole number"),
+        ([1], {"priority": "x"}, "priority is 'x'; give a whole number"),
+        ([1], {"timeout": "1"}, "timeout is '1'; give a number"),
+        ([1], {"timeout": float("nan")}, "timeout is nan; choose"),
+        ([1], {"parameters": None}, "parameters is None; give SamplingParameters"),
+    ],
+)
+def test_what_cannot_run_is_the_callers_error(
+    network: Network, prompt: list[int], options: dict[str, Any], message: str
+) -> None:
+    parameters = options.get("parameters", SamplingParameters())
+    options = {name: value for name, value in options.items() if name != "parameters"}
+    with Engine(network, limits=LIMITS) as engine, pytest.raises(UsageError, match=message):
+        engine.submit(prompt, parameters, **options)
+
+
+@pytest.mark.parametrize("options", [{"slots": 0}, {"slots": 1.5}, {"memory": "1G"}, {"snapshot_share": 1.0}])
+def test_limits_that_make_no_sense_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        Limits(**options)
+
+
+def test_who_leaves_the_loop_cancels_the_request(network: Network) -> None:
+    async def ask(engine: Engine) -> None:
+        async for _ in engine.submit(PROMPTS[0], SamplingParameters(max_tokens=2_000)):
+            break
+
+    with Engine(network, limits=LIMITS) as engine:
+        for _ in engine.submit(PROMPTS[0], SamplingParameters(max_tokens=2_000)):
+            break
+        asyncio.run(ask(engine))
+        end = time.monotonic() + 10
+        while engine.stats()["free_slots"] < LIMITS.slots and time.monotonic() < end:
+            time.sleep(0.05)
+        assert engine.stats()["free_slots"] == LIMITS.slots
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_in_the_engines_thread_leaves_nobody_waiting(network: Network) -> None:
+    engine = Engine(network, limits=LIMITS)
+    engine._core.step = lambda: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    (event,) = engine.submit([1], SamplingParameters())
+    assert isinstance(event, Finished)
+    assert isinstance(event.error, ZeroDivisionError)
+    with pytest.raises(NarrowsError, match="the engine is closed"):
+        engine.stats()
+    engine.close()
 
 
 def test_an_idle_engine_takes_no_time(network: Network) -> None:

@@ -299,11 +299,17 @@ def test_too_little_memory_is_refused_with_what_would_do(network: Network) -> No
 def test_a_step_that_fails_ends_those_who_took_part_and_no_others(network: Network) -> None:
     core = Core(network, None, Limits(memory=1 << 24, slots=1))
     collector = Collector(core)
-    (broken,) = core.submit(greedy([TINY.vocab_size]))
+    (broken,) = core.submit(greedy([3]))
     (other,) = collector.submit(greedy([1, 2]))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    hook = network.layers[1].register_forward_pre_hook(fail)
     (event,) = core.step()
+    hook.remove()
     assert isinstance(event, Finished)
     assert (event.sequence, event.reason) == (broken, "error")
-    assert isinstance(event.error, IndexError)
+    assert isinstance(event.error, MemoryError)
     collector.finish()
     assert collector.answers[other].reason == "length"

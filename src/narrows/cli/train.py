@@ -43,14 +43,14 @@ def train(
         directory or Path("runs") / read.name,
         device,
     )
+    if until is not None and until <= run.progress.step:
+        raise UsageError(f"{run.directory} has taken {run.progress.step} steps already; name a later one.")
     if run.progress.step:
         console.print(f"{run.directory}: going on behind step {run.progress.step} of {read.steps}", highlight=False)
     if run.device.type == "cpu" and not native.available():
         aside(
             "narrows was built without its C++ kernels and trains slower; install a C++ compiler, then narrows again."
         )
-    if until is not None and until <= run.progress.step:
-        raise UsageError(f"{run.directory} is behind step {run.progress.step} already; stop it at a later one.")
     run.train(until)
     if run.progress.step < read.steps:
         return

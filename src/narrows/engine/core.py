@@ -13,6 +13,7 @@ from torch import Tensor
 from narrows.engine.blocks import BlockPool
 from narrows.engine.paged_history import PagedHistory, State
 from narrows.engine.prefix_tree import Node, PrefixTree
+from narrows.engine.request import check_prompt
 from narrows.engine.sampling import Sampler
 from narrows.engine.scheduler import Job, Policy, admit, rank, share
 from narrows.engine.sequence import Drawn, Event, Finished, FinishReason, Parked, Request, SequenceState, boundaries
@@ -35,6 +36,14 @@ class Limits:
     snapshot_every: int = 2048
     snapshot_share: float = 0.2
     policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "slots", "snapshot_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} is {value!r}; give the engine a whole number from 1.")
+        if not 0 <= self.snapshot_share < 1:
+            raise UsageError(f"snapshot_share is {self.snapshot_share!r}; give a number from 0 to below 1.")
 
 
 @dataclass
@@ -72,8 +81,8 @@ class Core:
         snapshots = int(limits.memory * limits.snapshot_share)
         left = limits.memory - snapshots - limits.slots * shape.slot_bytes
         blocks = left // shape.block_bytes if shape.block_bytes else 1
-        if limits.slots < 1 or blocks < 1:
-            least = (shape.slot_bytes * max(1, limits.slots) + shape.block_bytes) / (1 - limits.snapshot_share)
+        if blocks < 1:
+            least = (shape.slot_bytes * limits.slots + shape.block_bytes) / (1 - limits.snapshot_share)
             raise UsageError(
                 f"{limits.memory:,} bytes hold no request of {limits.slots} at once; give the engine "
                 f"{int(least) + 1:,} or more, or fewer slots."
@@ -96,12 +105,7 @@ class Core:
     def submit(self, request: Request) -> list[SequenceState]:
         """Queue a request -> its sequences, `n` of them. UsageError for one that can never run."""
         config, prompt = self.network.config, len(request.prompt)
-        if not prompt:
-            raise UsageError("the prompt is empty; give it at least one token of text.")
-        if prompt > config.max_position_embeddings:
-            raise UsageError(
-                f"the prompt has {prompt} tokens but the model {config.max_position_embeddings} positions; shorten it."
-            )
+        check_prompt(request.prompt, config.vocab_size, config.max_position_embeddings)
         longest = min(prompt + request.parameters.max_tokens, config.max_position_embeddings)
         if self.history.blocks_for(longest) > self.pool.count:
             raise UsageError(

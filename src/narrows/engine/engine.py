@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 from narrows.engine.core import Core, Limits
-from narrows.engine.sampling import SamplingParameters
+from narrows.engine.request import SamplingParameters, check_prompt, check_submission
 from narrows.engine.sequence import Event, Finished, Request, SequenceState
 from narrows.engine.store import Prefixes
 from narrows.errors import NarrowsError
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """A request under way. Iterate over it, or `async for`, for its events until all its sequences have ended."""
+    """A request under way. Iterate over it, or `async for`, for its events until all its sequences have ended.
+
+    For one reader: who leaves the loop before its end cancels the request.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -38,8 +41,11 @@ class Handle:
         self._engine._cancel(self)
 
     def __iter__(self) -> Iterator[Event]:
-        while self._left:
-            yield self._counted(self._events.get())
+        try:
+            while self._left:
+                yield self._counted(self._events.get())
+        finally:
+            self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         loop = asyncio.get_running_loop()
@@ -48,8 +54,15 @@ class Handle:
             while not self._events.empty():
                 events.put_nowait(self._events.get())
             self._sink = lambda event: _hand_over(loop, events, event)
-        while self._left:
-            yield self._counted(await events.get())
+        try:
+            while self._left:
+                yield self._counted(await events.get())
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._left:
+            self.cancel()
 
     def _counted(self, event: Event) -> Event:
         self._left -= isinstance(event, Finished)
@@ -74,7 +87,7 @@ class Engine:
         request, NarrowsError when there can be no such directory."""
         self._core = Core(network, tokenizer, limits or Limits(), prefixes=prefixes)
         self._wake = threading.Condition()
-        self._inbox: list[Callable[[], None]] = []
+        self._inbox: list[tuple[Callable[[], Any], queue.SimpleQueue[tuple[Any, Exception | None]] | None]] = []
         self._handles: dict[SequenceState, Handle] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="narrows-engine", daemon=True)
@@ -93,8 +106,11 @@ class Engine:
 
         Raises UsageError for one that can never run, NarrowsError on a closed engine.
         """
+        check_submission(parameters, priority, timeout)
+        config = self._core.network.config
+        prompt = check_prompt(prompt, config.vocab_size, config.max_position_embeddings)
         deadline = None if timeout is None else time.monotonic() + timeout
-        request = Request(tuple(prompt), parameters, priority, deadline, grammar)
+        request = Request(prompt, parameters, priority, deadline, grammar)
         handle = Handle(self)
 
         def begin() -> None:
@@ -139,18 +155,11 @@ class Engine:
         """Run something on the core's thread, between two steps; its result or exception is ours."""
         if threading.current_thread() is self._thread:
             raise NarrowsError("the engine's own thread cannot wait for itself; call from another.")
-        done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-        def task() -> None:
-            try:
-                done.put((function(), None))
-            except Exception as error:  # handed to the caller, whose fault it is
-                done.put((None, error))
-
+        done: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
         with self._wake:
             if self._closed:
                 raise NarrowsError("the engine is closed; make a new one.")
-            self._inbox.append(task)
+            self._inbox.append((function, done))
             self._wake.notify()
         result, error = done.get()
         if error is not None:
@@ -166,18 +175,36 @@ class Engine:
                     self._core.cancel(sequence)
 
         with self._wake:
-            self._inbox.append(cancel)
+            self._inbox.append((cancel, None))
             self._wake.notify()
 
     def _run(self) -> None:
+        try:
+            self._steps()
+        except Exception as error:  # a fault of ours: nobody may be left waiting for a thread that is gone
+            with self._wake:
+                self._closed = True
+                tasks, self._inbox = self._inbox, []
+            for _, done in tasks:
+                if done is not None:
+                    done.put((None, error))
+            self._dispatch([Finished(sequence, "error", error=error) for sequence in list(self._handles)])
+            raise
+
+    def _steps(self) -> None:
         while True:
             with self._wake:
                 while not self._inbox and self._core.idle and not self._closed:
                     self._wake.wait()
                 tasks, self._inbox = self._inbox, []
                 closed = self._closed
-            for task in tasks:
-                task()
+            for function, done in tasks:
+                try:
+                    result: tuple[Any, Exception | None] = (function(), None)
+                except Exception as error:  # handed to the caller, whose fault it is
+                    result = (None, error)
+                if done is not None:
+                    done.put(result)
             if closed:
                 for sequence in list(self._handles):
                     self._core.cancel(sequence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -78,6 +78,29 @@ def check_request(max_tokens: Any, temperature: Any, seed: Any) -> None:
         raise UsageError(f"temperature is {temperature}; choose 0 (greedy) or more.")
     if not 0 <= int(seed) < 2**64:
         raise UsageError(f"seed is {seed}; choose one from 0 to 2**64 - 1.")
+
+
+def check_submission(parameters: Any, priority: Any, timeout: Any) -> None:
+    """UsageError unless these are SamplingParameters, a whole number, and seconds or None."""
+    _check_kind("parameters", parameters, SamplingParameters, "SamplingParameters")
+    _check_kind("priority", priority, Integral, "a whole number")
+    if timeout is not None:
+        _check_number("timeout", timeout, 0, 1e9)
+
+
+def check_prompt(prompt: Sequence[Any], vocab_size: int, positions: int) -> tuple[int, ...]:
+    """The prompt's token ids. UsageError for none, too many, or what is no id of the vocabulary."""
+    if isinstance(prompt, str | bytes):
+        raise UsageError("the prompt is text; give its token ids, with the model's BOS before them.")
+    if len(prompt) == 0:
+        raise UsageError("the prompt is empty; give it at least one token of text.")
+    if len(prompt) > positions:
+        raise UsageError(f"the prompt has {len(prompt)} tokens but the model {positions} positions; shorten it.")
+    for token in prompt:
+        _check_kind("a token id", token, Integral, "a whole number")
+        if not 0 <= int(token) < vocab_size:
+            raise UsageError(f"token id {token} lies outside the vocabulary of {vocab_size}.")
+    return tuple(map(int, prompt))
 
 
 def _check_whole(name: str, value: Any, least: int, most: int | None) -> None:
