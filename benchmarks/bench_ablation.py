@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "tokens": common,
             "with": [with_entries[tokens] for tokens in common],
             "without": [without[tokens] for tokens in common],
-            "table": {"columns": columns, "rows": rows, "caption": "Bits per byte on held-out text:"},
+            "caption": "Bits per byte on held-out text:",
+            "table": {"columns": columns, "rows": rows},
         },
         notes=f"The code model's recipe, and the same with sliding layers only ({sizes[0]:.1f} M and {sizes[1]:.1f} M "
         f"parameters), one run each: same batches and learning rates, samples of up to "
