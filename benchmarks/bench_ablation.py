@@ -1,6 +1,6 @@
 """What compressed attention is worth while the code model learns: the same run without CSA and HCA.
 
-`python -m benchmarks.bench_ablation` trains the code model's recipe with every layer a sliding one (the same batches,
+`python -m benchmarks.bench_ablation` trains the code model's recipe with every layer a sliding one (the same batches
 and learning rates) up to step UNTIL, and records bits per byte on held-out text beside those that the run of the recipe
 itself logged behind the same tokens. Unlike the other benchmarks it reads a run that was made before.
 """
