@@ -154,6 +154,7 @@ from random import Random
 from tests.engine.test_store import BLOCK, keep, store_in
 random = Random(int(sys.argv[2]))
 store = store_in(Path(sys.argv[1]), most_bytes=int(sys.argv[3]))
+keep(store, [0] * BLOCK)
 print("ready", flush=True)
 while True:
     keep(store, [random.randrange(2) for _ in range(BLOCK * random.randint(1, 3))])
@@ -187,7 +188,11 @@ def test_two_processes_share_a_directory_and_may_be_killed_at_any_moment(tmp_pat
         for _ in range(200):
             tokens = [random.randrange(2) for _ in range(3 * BLOCK)]
             found += is_right(store.get(tokens), tokens)
-        assert found
+        if budget > 6000:  # of a smaller one, a writer may have been killed between making room and filling it
+            assert found
+        last = [round_] * BLOCK
+        keep(store, last)
+        assert is_right(store.get(last), last)
 
 
 def test_a_directory_that_cannot_be_is_refused(tmp_path: Path) -> None:
