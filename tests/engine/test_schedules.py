@@ -20,7 +20,7 @@ from narrows.engine.core import Core, Limits
 from narrows.engine.paged_history import PagedHistory
 from narrows.engine.sampling import SamplingParameters
 from narrows.engine.scheduler import Policy
-from narrows.engine.sequence import Drawn, Finished, Request, SequenceState
+from narrows.engine.sequence import Drawn, Finished, Prefilled, Request, SequenceState
 from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
 from narrows.model.network import Network
@@ -59,8 +59,9 @@ class Collector:
             if isinstance(event, Drawn):
                 answer.tokens.append(event.token)
                 answer.logprobs.append(event.logprob)
+            elif isinstance(event, Prefilled):
+                assert 0 <= event.reused < event.tokens <= len(event.sequence.request.prompt)
             else:
-                assert isinstance(event, Finished)
                 assert event.error is None, event.error
                 answer.reason = event.reason
 

@@ -16,7 +16,17 @@ from narrows.engine.prefix_tree import Node, PrefixTree
 from narrows.engine.request import check_prompt
 from narrows.engine.sampling import Sampler
 from narrows.engine.scheduler import Job, Policy, admit, rank, share
-from narrows.engine.sequence import Drawn, Event, Finished, FinishReason, Parked, Request, SequenceState, boundaries
+from narrows.engine.sequence import (
+    Drawn,
+    Event,
+    Finished,
+    FinishReason,
+    Parked,
+    Prefilled,
+    Request,
+    SequenceState,
+    boundaries,
+)
 from narrows.engine.store import Piece, Prefixes
 from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
@@ -155,6 +165,8 @@ class Core:
             sequence.job.computed += rows
             self.stats.computed += rows
             self._remember(sequence)
+            if not sequence.produced:
+                events.append(Prefilled(sequence, sequence.job.computed, sequence.reused))
         for sequence, row in logits:
             events += self._draw(sequence, row)
         return events

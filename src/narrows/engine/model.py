@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from narrows.engine.core import Limits
 from narrows.engine.engine import Engine
 from narrows.engine.prefill import new_history, prefill
 from narrows.engine.request import SamplingParameters, check_request
-from narrows.engine.sequence import Drawn, Event
+from narrows.engine.sequence import Drawn, Event, Prefilled
 from narrows.errors import UsageError
 from narrows.model.config import ModelConfig
 from narrows.model.network import Network
@@ -50,10 +50,15 @@ class Completion:
 class Generation:
     """A generation under way: iterating yields pieces of text as they become whole characters.
 
-    It begins when it is first asked for one, and ends when nobody asks any more.
+    It begins when it is first asked for one, and ends when nobody asks any more. `prefilled` counts the tokens of the
+    prompt that are in the history, `reused` those of them that were known from before; `on_prefill`, if set, is called
+    with the first whenever it grows.
     """
 
-    def __init__(self, events: Iterator[Event]) -> None:
+    def __init__(self, events: Iterator[Event], prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.prefilled = self.reused = 0
+        self.on_prefill: Callable[[int], None] | None = None
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason = "length"
         self._pieces = self._run(events)
@@ -68,6 +73,11 @@ class Generation:
         for event in events:
             if isinstance(event, Drawn):
                 self.token_ids.append(event.token)
+            elif isinstance(event, Prefilled):
+                self.prefilled, self.reused = event.tokens, event.reused
+                if self.on_prefill is not None:
+                    self.on_prefill(event.tokens)
+                continue
             elif event.error is not None:
                 raise event.error
             elif event.reason == "stop":
@@ -129,7 +139,7 @@ class Model:
         check_request(max_tokens, temperature, seed)
         token_ids = self._checked(self._prompt_ids(prompt, suffix))
         parameters = SamplingParameters(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return Generation(self._events(token_ids, parameters))
+        return Generation(self._events(token_ids, parameters), len(token_ids))
 
     def generate(
         self,

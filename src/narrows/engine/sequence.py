@@ -66,6 +66,15 @@ class SequenceState:
 
 
 @dataclass(frozen=True)
+class Prefilled:
+    """So many tokens of a sequence's prompt are in its history now, of which `reused` came from a known prefix."""
+
+    sequence: SequenceState
+    tokens: int
+    reused: int
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A token of a sequence, the text that it made safe to show, its log-probability, the alternatives asked for."""
 
@@ -86,7 +95,7 @@ class Finished:
     error: Exception | None = None
 
 
-Event = Drawn | Finished
+Event = Prefilled | Drawn | Finished
 
 
 def boundaries(prompt: int, block: int, every: int, forks: Sequence[int] = ()) -> frozenset[int]:
