@@ -68,7 +68,7 @@ def narrows_step(*, muon: bool, fast: bool = False, dtype: torch.dtype = torch.f
     if muon:
         optimizers = make_optimizers(masters.parameters, CONFIG, 1e-3)
     else:
-        optimizers = (torch.optim.AdamW(masters.parameters.values(), lr=1e-3, foreach=True),)
+        optimizers = (torch.optim.AdamW(masters.parameters.values(), lr=1e-3, fused=True),)
 
     def step(tokens: torch.Tensor) -> float:
         for optimizer in optimizers:
@@ -93,7 +93,8 @@ STEPS_OF: dict[str, Callable[[], Step]] = {
     "narrows": lambda: narrows_step(muon=False),
     "narrows, fast products": lambda: narrows_step(muon=False, fast=True),
     "narrows, fast products, Muon": lambda: narrows_step(muon=True, fast=True),
-    "narrows, Muon, BF16": lambda: narrows_step(muon=True, dtype=torch.bfloat16),
+    "narrows, BF16": lambda: narrows_step(muon=False, fast=True, dtype=torch.bfloat16),
+    "narrows, BF16, Muon": lambda: narrows_step(muon=True, fast=True, dtype=torch.bfloat16),
 }
 
 

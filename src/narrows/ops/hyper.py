@@ -64,9 +64,9 @@ class _Sinkhorn(torch.autograd.Function):
             ctx.save_for_backward(logits)
             ctx.iterations, ctx.eps = iterations, eps
         if _native_serves(logits):
-            result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            result = native.result_like(logits)
             native.kernels.sinkhorn(native.plain(logits), iterations, eps, result)
-            return result
+            return result.to(logits.dtype)
         matrix = _softmax(logits) + eps
         for step in range(2 * iterations - 1):
             matrix.mul_(_inverse_sums(matrix, step, eps))
@@ -77,11 +77,11 @@ class _Sinkhorn(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
         if _native_serves(logits, gradient):
-            by_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            by_logits = native.result_like(logits)
             native.kernels.sinkhorn_gradient(
                 native.plain(logits), ctx.iterations, ctx.eps, native.plain(gradient), by_logits
             )
-            return by_logits, None, None
+            return by_logits.to(logits.dtype), None, None
         softmax = _softmax(logits)
         matrix, steps = softmax + ctx.eps, []
         for step in range(2 * ctx.iterations - 1):
@@ -128,13 +128,13 @@ class _Read(torch.autograd.Function):
         ctx: Any, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, eps: float, norm_eps: float
     ) -> tuple[Tensor, Tensor]:
         rows, count, d = streams.shape
-        out = streams.new_empty(rows, d)
         mixes = fn.new_empty(rows, fn.shape[0])
         inverse = fn.new_empty(rows, 1)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(streams, fn, base, scale, mixes, inverse)
             ctx.eps = eps
         if _native_serves(streams, fn, base, scale):
+            out = native.result_like(streams[:, 0])
             native.kernels.hyper_read(
                 native.plain(streams),
                 native.plain(fn),
@@ -146,7 +146,8 @@ class _Read(torch.autograd.Function):
                 mixes,
                 inverse.flatten(),
             )
-            return out, mixes[:, count:]
+            return out.to(streams.dtype), mixes[:, count:]
+        out = streams.new_empty(rows, d)
         for part in _parts(streams):
             h = streams[part].to(fn.dtype)
             flat = h.flatten(1)
@@ -164,8 +165,9 @@ class _Read(torch.autograd.Function):
         by_streams = torch.empty_like(streams, dtype=fn.dtype, memory_format=torch.contiguous_format)
         if _native_serves(streams, fn, by_out, by_others):
             scaled, by_pre = torch.empty_like(mixes), mixes.new_empty(mixes.shape[0], count)
+            plain = native.plain(streams)
             native.kernels.hyper_read_gradient(
-                native.plain(streams),
+                plain,
                 native.plain(fn),
                 native.plain(base),
                 scale.item(),
@@ -178,8 +180,8 @@ class _Read(torch.autograd.Function):
                 scaled,
                 by_pre,
             )
-            by_fn = scaled.mT @ streams.flatten(1)
-            return by_streams, by_fn, by_pre.sum(0), (by_pre * mixes[:, :count]).sum(), None, None
+            by_fn = scaled.mT @ plain.flatten(1)
+            return by_streams.to(streams.dtype), by_fn, by_pre.sum(0), (by_pre * mixes[:, :count]).sum(), None, None
         by_fn = torch.zeros_like(fn)
         by_mixes = torch.empty_like(mixes)
         by_mixes[:, count:] = by_others
@@ -207,8 +209,9 @@ class _Strengths(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         if _native_serves(logits):
-            result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            result = native.result_like(logits)
             native.kernels.hyper_strengths(native.plain(logits), result)
+            result = result.to(logits.dtype)
         else:
             result = 2 * torch.sigmoid(logits)
         if ctx.needs_input_grad[0]:
@@ -227,12 +230,13 @@ class _Post(torch.autograd.Function):
     def forward(ctx: Any, streams: Tensor, out: Tensor, post: Tensor, comb: Tensor) -> Tensor:
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(streams, out, post, comb)
-        result = torch.empty_like(streams, memory_format=torch.contiguous_format)
         if _native_serves(streams, out, post, comb):
+            result = native.result_like(streams)
             native.kernels.hyper_post(
                 native.plain(streams), native.plain(out), native.plain(post), native.plain(comb), result
             )
-            return result
+            return result.to(streams.dtype)
+        result = torch.empty_like(streams, memory_format=torch.contiguous_format)
         dtype = streams.dtype
         for part in _parts(streams):
             torch.bmm(comb[part].mT.to(dtype), streams[part], out=result[part])
@@ -244,10 +248,8 @@ class _Post(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         streams, out, post, comb = ctx.saved_tensors
         dtype = streams.dtype
-        by_streams, by_out, by_post, by_comb = (
-            torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (streams, out, post, comb)
-        )
         if _native_serves(streams, out, post, comb, gradient):
+            by_streams, by_out, by_post, by_comb = map(native.result_like, (streams, out, post, comb))
             native.kernels.hyper_post_gradient(
                 native.plain(streams),
                 native.plain(out),
@@ -259,7 +261,10 @@ class _Post(torch.autograd.Function):
                 by_post,
                 by_comb,
             )
-            return by_streams, by_out, by_post, by_comb
+            return by_streams.to(dtype), by_out.to(dtype), by_post, by_comb
+        by_streams, by_out, by_post, by_comb = (
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (streams, out, post, comb)
+        )
         for part in _parts(streams):
             upper = gradient[part]
             torch.bmm(comb[part].to(dtype), upper, out=by_streams[part])

@@ -10,7 +10,7 @@ try:
 except ImportError:  # installed without a compiler: the references do all the work
     kernels = None  # type: ignore[assignment]
 
-__all__ = ["available", "kernels", "plain", "rows", "serves"]
+__all__ = ["available", "kernels", "plain", "result_like", "rows", "serves"]
 
 
 def available() -> bool:
@@ -19,15 +19,21 @@ def available() -> bool:
 
 
 def serves(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can compute with these: float32 on a CPU."""
+    """Whether the kernels can compute with these: float32 on a CPU, or bfloat16, which `plain` makes float32."""
     return available() and all(
-        tensor is None or (tensor.dtype == torch.float32 and tensor.device.type == "cpu") for tensor in tensors
+        tensor is None or (tensor.dtype in (torch.float32, torch.bfloat16) and tensor.device.type == "cpu")
+        for tensor in tensors
     )
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """`tensor` as kernels take it: contiguous, and without a gradient's record."""
-    return tensor.detach().contiguous()
+    """`tensor` as kernels take it: float32, contiguous, and without a gradient's record."""
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+def result_like(tensor: Tensor) -> Tensor:
+    """Room for a kernel's result of this shape: float32, contiguous."""
+    return torch.empty(tensor.shape, dtype=torch.float32)
 
 
 def rows(tensor: Tensor) -> Tensor:

@@ -30,17 +30,17 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         if native.serves(x, weight):
-            x = native.plain(x)
-            result, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1])
+            plain = native.plain(x)
+            result, inverse = torch.empty_like(plain), plain.new_empty(x.shape[:-1])
             native.kernels.rms_norm(
-                native.rows(x),
+                native.rows(plain),
                 None if weight is None else native.plain(weight),
                 eps,
                 native.rows(result),
                 inverse.flatten(),
             )
             ctx.save_for_backward(x, weight, inverse[..., None])
-            return result
+            return result.to(x.dtype)
         h = x.to(wide(x.dtype))
         inverse = inverse_rms(h, eps)
         ctx.save_for_backward(x, weight, inverse)
@@ -54,17 +54,17 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, upper: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         if native.serves(x, weight, upper):
-            by_x = torch.empty_like(x)
+            by_x = native.result_like(x)
             by_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[1] else None
             native.kernels.rms_norm_gradient(
-                native.rows(x),
+                native.rows(native.plain(x)),
                 None if weight is None else native.plain(weight),
                 inverse.flatten(),
                 native.rows(native.plain(upper)),
                 native.rows(by_x),
                 by_weight,
             )
-            return by_x, by_weight, None
+            return by_x.to(x.dtype), by_weight, None
         h = x.to(wide(x.dtype))
         gradient = upper.to(h.dtype)
         by_weight = None

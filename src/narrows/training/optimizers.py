@@ -30,7 +30,7 @@ def make_optimizers(
             matrices.append((parameter, _stacked_matrices(name, config)))
         else:
             others.append(parameter)
-    adamw = torch.optim.AdamW(others, lr=lr, betas=_BETAS, eps=_EPSILON, weight_decay=weight_decay, foreach=True)
+    adamw = torch.optim.AdamW(others, lr=lr, betas=_BETAS, eps=_EPSILON, weight_decay=weight_decay, fused=True)
     return Muon(matrices, lr=lr, weight_decay=weight_decay), adamw
 
 
