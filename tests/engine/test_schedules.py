@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -24,6 +24,7 @@ from narrows.engine.sequence import Drawn, Finished, Prefilled, Request, Sequenc
 from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
 from narrows.model.network import Network
+from narrows.model.precision import Precision
 from narrows.model.presets import TINY
 from tests.parity.configurations import Case, cases, for_each_draw, randomised
 
@@ -73,17 +74,17 @@ class Collector:
         raise AssertionError("the core never came to rest")
 
 
-def limits_for(case: Case, blocks: int, **others: object) -> Limits:
+def limits_for(case: Case, blocks: int, cache: Precision | None, **others: object) -> Limits:
     """Memory for so many blocks, beside the states and a few snapshots."""
-    shape = PagedHistory(case.config, slots=0, blocks=0, dtype=torch.float64)
+    shape = PagedHistory(case.config, slots=0, blocks=0, dtype=torch.float64, precision=cache)
     slots = int(others.get("slots", 3))  # type: ignore[call-overload]
     memory = int((slots * shape.slot_bytes + blocks * shape.block_bytes) / 0.7) + 8
     return Limits(memory=memory, snapshot_share=0.3, **others)  # type: ignore[arg-type]
 
 
-def alone(case: Case, network: Network, request: Request) -> list[Answer]:
+def alone(case: Case, network: Network, request: Request, cache: Precision | None) -> list[Answer]:
     """The same request in a core of its own."""
-    collector = Collector(Core(network, None, limits_for(case, 400, slots=1)))
+    collector = Collector(Core(network, None, limits_for(case, 400, cache, slots=1), cache=cache))
     sequences = collector.submit(request)
     collector.finish()
     return [collector.answers[sequence] for sequence in sequences]
@@ -110,19 +111,23 @@ def requests_of(case: Case, random: Random) -> list[Request]:
 
 def run_schedule(case: Case) -> Core:
     """One drawn schedule; every answer is the one of the request alone, cancelled ones a beginning of it."""
-    network, random = case.network(), case.random()
+    random = case.random()
+    cache = random.choice((None, None, Precision.BF16, Precision.OFFICIAL))
+    if cache is Precision.OFFICIAL:  # FP4 keys come in powers of two
+        case = replace(case, config=case.config.model_copy(update={"index_head_dim": 32}))
+    network = case.network()
     wanted = requests_of(case, random)
     policy = Policy(rows=random.choice((3, 8, 64)), least=random.choice((1, 4)), patience=random.choice((2, 8, 32)))
     shape = PagedHistory(case.config, slots=0, blocks=0, dtype=torch.float64)
     most = max(shape.blocks_for(len(r.prompt) + r.parameters.max_tokens) for r in wanted)
     blocks = most + random.choice((0, 1, 5, 60))
     every = random.choice((1, 16, 2048))
-    limits = limits_for(case, max(1, blocks), slots=random.randint(1, 4), policy=policy, snapshot_every=every)
+    limits = limits_for(case, max(1, blocks), cache, slots=random.randint(1, 4), policy=policy, snapshot_every=every)
     directory = Path(tempfile.mkdtemp()) if random.random() < 0.5 else None
     prefixes = None if directory is None else Prefixes(directory, random.choice((1 << 30, 20_000)))
 
     def start() -> Core:
-        return Core(network, None, limits, prefixes=prefixes)
+        return Core(network, None, limits, prefixes=prefixes, cache=cache)
 
     collector = Collector(start())
     reused = 0
@@ -144,7 +149,7 @@ def run_schedule(case: Case) -> Core:
                 cancelled.add(victim)
         collector.step()
     for request, sequences in submitted:
-        for sequence, lone in zip(sequences, alone(case, network, request), strict=True):
+        for sequence, lone in zip(sequences, alone(case, network, request, cache), strict=True):
             answer = collector.answers[sequence]
             assert lone.reason in ("stop", "length")
             if sequence in cancelled:

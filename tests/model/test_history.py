@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from narrows.model.history import ContiguousHistory, Snapshot
 from narrows.model.network import Network
+from narrows.model.precision import Precision
 from narrows.model.presets import TINY
 from narrows.model.segments import Segment, positions_of
 from tests.parity.configurations import Case, cases, for_each_draw, irregular_chunks, randomised, relative_error
@@ -37,6 +38,24 @@ def in_chunks(network: Network, history: ContiguousHistory, parts: list[Tensor])
 def other_tokens(case: Case, count: int) -> Tensor:
     source = torch.Generator().manual_seed(case.seed + 3)
     return torch.randint(case.config.vocab_size, (count,), generator=source)
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.OFFICIAL])
+def test_what_is_read_is_what_a_quantised_history_stores(precision: Precision) -> None:
+    """So chunks change nothing; and reading what was stored differs from reading what was computed."""
+
+    @torch.no_grad()
+    def check(case: Case) -> None:
+        case = replace(case, config=case.config.model_copy(update={"index_head_dim": 32}))
+        network, (tokens,), random = case.network(), case.tokens(), case.random()
+        kept = {"dtype": torch.float64, "rollback": ROLLBACK, "precision": precision}
+        whole = continue_slot(network, ContiguousHistory(case.config, **kept), tokens)
+        exact = continue_slot(network, history_for(case), tokens)
+        in_parts = in_chunks(network, ContiguousHistory(case.config, **kept), chunks(tokens, random))
+        assert relative_error(in_parts, whole) <= TOLERANCE
+        assert relative_error(exact, whole) > TOLERANCE
+
+    for_each_draw(f"history in {precision}", cases(longest=1), check)
 
 
 def test_a_restored_snapshot_continues_as_if_nothing_had_happened() -> None:

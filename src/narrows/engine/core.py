@@ -31,6 +31,7 @@ from narrows.engine.store import Piece, Prefixes
 from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import Network, positions_of
+from narrows.model.precision import Precision
 from narrows.text.tokenizer import Tokenizer
 
 _log = logging.getLogger("narrows")
@@ -79,15 +80,22 @@ class Core:
         limits: Limits,
         *,
         prefixes: Prefixes | None = None,
+        cache: Precision | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`prefixes`: where known ones outlive the process. UsageError when the memory is too small for one request of
-        one block, NarrowsError when there can be no such directory."""
+        """`prefixes`: where known ones outlive the process; `cache`: the history's precision, None for the network's.
+
+        UsageError when the memory is too small for one request of one block or the network's widths do not allow the
+        precision, NarrowsError when there can be no such directory.
+        """
         self.network, self.tokenizer, self.limits = network, tokenizer, limits
         self._clock = clock
         weight = network.embed.weight
         self._device = weight.device
-        shape = PagedHistory(network.config, slots=0, blocks=0, dtype=weight.dtype)
+        try:
+            shape = PagedHistory(network.config, slots=0, blocks=0, dtype=weight.dtype, precision=cache)
+        except ValueError as error:
+            raise UsageError(f"this model has no {cache} cache ({error}); choose another, or none.") from None
         snapshots = int(limits.memory * limits.snapshot_share)
         left = limits.memory - snapshots - limits.slots * shape.slot_bytes
         blocks = left // shape.block_bytes if shape.block_bytes else 1
@@ -99,11 +107,16 @@ class Core:
             )
         blocks = min(blocks, limits.slots * max(1, shape.blocks_for(network.config.max_position_embeddings)))
         self.history = PagedHistory(
-            network.config, slots=limits.slots, blocks=blocks, dtype=weight.dtype, device=weight.device
+            network.config,
+            slots=limits.slots,
+            blocks=blocks,
+            dtype=weight.dtype,
+            device=weight.device,
+            precision=cache,
         )
         self.pool = BlockPool(blocks)
         self.tree: PrefixTree[State] = PrefixTree(self.pool, self.history.block_tokens, snapshots)
-        self._store = None if prefixes is None else prefixes.open(network, self.history.block_tokens)
+        self._store = None if prefixes is None else prefixes.open(network, self.history.block_tokens, cache)
         self.stats = Stats()
         self._free_slots = list(range(limits.slots - 1, -1, -1))
         self._running: dict[Job, SequenceState] = {}

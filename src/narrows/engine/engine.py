@@ -14,8 +14,9 @@ from narrows.engine.core import Core, Limits
 from narrows.engine.request import SamplingParameters, check_prompt, check_submission
 from narrows.engine.sequence import Event, Finished, Request, SequenceState
 from narrows.engine.store import Prefixes
-from narrows.errors import NarrowsError
+from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import Network
+from narrows.model.precision import Precision
 from narrows.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -82,10 +83,12 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         limits: Limits | None = None,
         prefixes: Prefixes | None = None,
+        cache: Precision | str | None = None,
     ) -> None:
-        """`prefixes`: where known ones outlive the process. UsageError when the limits' memory is too small for one
-        request, NarrowsError when there can be no such directory."""
-        self._core = Core(network, tokenizer, limits or Limits(), prefixes=prefixes)
+        """`prefixes`: where known ones outlive the process; `cache`: the history's precision ("float32", "bf16",
+        "official"), None for the network's. UsageError when the limits' memory is too small for one request or there
+        is no such precision, NarrowsError when there can be no such directory."""
+        self._core = Core(network, tokenizer, limits or Limits(), prefixes=prefixes, cache=_precision(cache))
         self._wake = threading.Condition()
         self._inbox: list[tuple[Callable[[], Any], queue.SimpleQueue[tuple[Any, Exception | None]] | None]] = []
         self._handles: dict[SequenceState, Handle] = {}
@@ -132,6 +135,7 @@ class Engine:
                 "free_blocks": core.pool.free,
                 "blocks": core.pool.count,
                 "block_bytes": core.history.block_bytes,
+                "slot_bytes": core.history.slot_bytes,
                 "known_blocks": core.tree.blocks,
                 "snapshot_bytes": core.tree.held_bytes,
             }
@@ -217,6 +221,14 @@ class Engine:
             self._handles[event.sequence]._put(event)
             if isinstance(event, Finished):
                 del self._handles[event.sequence]
+
+
+def _precision(cache: Precision | str | None) -> Precision | None:
+    try:
+        return None if cache is None else Precision(cache)
+    except ValueError:
+        choices = ", ".join(Precision)
+        raise UsageError(f"cache is {cache!r}, which is no precision; choose one of {choices}, or None.") from None
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
 from narrows.model.history import Key, Layout, SlotHistory
+from narrows.model.precision import Precision
 from narrows.model.segments import Step, Windows
 from narrows.ops.pages import Pages
 
@@ -65,15 +66,18 @@ class PagedHistory(SlotHistory):
         device: torch.device | str = "cpu",
         rollback: int = 0,
         layer_types: tuple[LayerKind, ...] | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        super().__init__(Layout.of(config, layer_types), slots, dtype, device, rollback)
+        super().__init__(Layout.of(config, layer_types, dtype=dtype, precision=precision), slots, device, rollback)
         self.block_tokens = block_tokens(config)
         self.slots, self.blocks = slots, blocks
         self._device = torch.device(device)
         self._tables: list[list[int]] = [[] for _ in range(slots)]
         self._pages: dict[int, Tensor] = {}
         self._entries = {
-            key: _untouched(blocks, self.block_tokens // kept.ratio, kept.features, dtype=dtype, device=self._device)
+            key: _untouched(
+                blocks, self.block_tokens // kept.ratio, kept.format.width, dtype=kept.format.dtype, device=self._device
+            )
             for key, kept in self._layout.entries.items()
         }
 
@@ -90,7 +94,7 @@ class PagedHistory(SlotHistory):
         self._pages = {}
 
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
-        pool = self._entries[layer, name]
+        pool, stored = self._entries[layer, name], self._layout.entries[layer, name].format
         each = pool.shape[1]
         storage = pool.view(-1, pool.shape[2])
         rows = [
@@ -99,7 +103,7 @@ class PagedHistory(SlotHistory):
             for entry in range(before, before + count)
         ]
         if rows:
-            storage[torch.tensor(rows, device=self._device)] = new.detach().to(pool.dtype)
+            storage[torch.tensor(rows, device=self._device)] = stored.encode(new.detach())
         if each not in self._pages:
             longest = max(1, *(len(self._tables[segment.slot]) for segment in step.segments))
             padded = [
@@ -108,7 +112,7 @@ class PagedHistory(SlotHistory):
                 for segment in step.segments
             ]
             self._pages[each] = torch.tensor(padded, device=self._device)
-        return Pages(storage, self._pages[each], each)
+        return Pages(storage, self._pages[each], each, stored)
 
     # -- what its owner asks --------------------------------------------------------------------------------------
 

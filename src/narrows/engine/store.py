@@ -28,6 +28,7 @@ from narrows.engine.paged_history import Contents, State
 from narrows.errors import NarrowsError
 from narrows.model.history import Key
 from narrows.model.network import Network
+from narrows.model.precision import Precision
 from narrows.ops import native
 
 _MAGIC = b"narrows prefix 1\n"
@@ -42,15 +43,16 @@ class Prefixes:
     directory: Path
     most_bytes: int = 4 << 30
 
-    def open(self, network: Network, block_tokens: int) -> PrefixStore:
-        """The store for this network. NarrowsError when there can be no such directory."""
-        return PrefixStore(self.directory, identity_of(network), block_tokens, self.most_bytes)
+    def open(self, network: Network, block_tokens: int, cache: Precision | None = None) -> PrefixStore:
+        """The store for this network and cache. NarrowsError when there can be no such directory."""
+        return PrefixStore(self.directory, identity_of(network, cache), block_tokens, self.most_bytes)
 
 
-def identity_of(network: Network) -> str:
-    """What decides a history beside its tokens: configuration, weights, the precision of both, and who computes."""
+def identity_of(network: Network, cache: Precision | None = None) -> str:
+    """What decides a history beside its tokens: configuration, weights, the precisions, and who computes."""
     running = hashlib.sha256(json.dumps(network.config.to_dict(), sort_keys=True).encode())
     running.update(native.kernels.instruction_set().encode() if native.available() else b"reference")
+    running.update(f"cache {cache}".encode())
     for name, tensor in sorted(network.state_dict().items()):
         running.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

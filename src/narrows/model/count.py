@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ import torch
 
 from narrows.model.config import LayerKind, ModelConfig
 from narrows.model.network import Network
-from narrows.model.precision import Precision, entry_bytes, index_key_bytes, stored_bytes, weight_format
+from narrows.model.precision import Precision, cache_formats, row_bytes, stored_bytes, weight_format
 
 # The first that matches decides.
 _PARTS = (
@@ -87,21 +88,29 @@ def count(config: ModelConfig) -> Count:
         active=total - found["embedding"] - routed + used,
         total_with_mtp=total + mtp,
         checkpoint_bytes=_checkpoint_bytes(network),
-        cache={precision: cache_bytes(config, precision) for precision in Precision},
+        cache=_caches(config),
     )
 
 
 def cache_bytes(config: ModelConfig, precision: Precision) -> CacheBytes:
-    """The cache of one request in this precision (without the MTP block's window)."""
+    """The cache of one request in this precision (without the MTP block's window). ValueError where there is none."""
     layers = Counter(config.layer_types)
     csa, hca = layers[LayerKind.CSA], layers[LayerKind.HCA]
-    entry, key = entry_bytes(config, precision), index_key_bytes(config, precision)
+    entry, key = map(row_bytes, cache_formats(config, torch.float32, precision))
     per_token = Fraction(csa * (entry + key), config.csa_ratio) + Fraction(hca * entry, config.hca_ratio)
     window = len(config.layer_types) * (config.sliding_window - 1) * entry
     # kv and gate of the rows that a later entry still needs; CSA's are twice as wide and reach one window further back.
     csa_tail = (2 * config.csa_ratio - 1) * 4 * (config.head_dim + config.index_head_dim)
     hca_tail = (config.hca_ratio - 1) * 2 * config.head_dim
     return CacheBytes(per_token, window, 4 * (csa * csa_tail + hca * hca_tail))
+
+
+def _caches(config: ModelConfig) -> dict[Precision, CacheBytes]:
+    found = {}
+    for precision in Precision:
+        with suppress(ValueError):  # widths that it cannot store
+            found[precision] = cache_bytes(config, precision)
+    return found
 
 
 def _part(name: str) -> str:

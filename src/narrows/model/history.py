@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
+from narrows.model.precision import Precision, cache_formats
 from narrows.model.segments import Recent, Segment, Step, Windows, tail_rows
 from narrows.ops.dtypes import wide
 from narrows.ops.pages import Pages
+from narrows.ops.row_format import Plain, RowFormat
 
 Key = tuple[int, str]
 """Layer number, and what of that layer: "window", "compressor", "indexer" (and "entries", "keys")."""
@@ -39,11 +41,10 @@ class History(Protocol):
 
 @dataclass(frozen=True)
 class RecentRows:
-    """Of one sequence and layer: at most `rows` past rows of `features`; `exact` ones are float32 at least."""
+    """Of one sequence and layer: at most `rows` past rows."""
 
     rows: int
-    features: int
-    exact: bool
+    format: RowFormat
     ratio: int | None = None
     """Of a compressor's inputs, the tokens that make an entry; None for the window."""
     overlap: bool = False
@@ -55,35 +56,48 @@ class RecentRows:
 
 @dataclass(frozen=True)
 class EntryRows:
-    """Of one sequence and layer: an entry of `features` for every `ratio` tokens."""
+    """Of one sequence and layer: an entry for every `ratio` tokens."""
 
     ratio: int
-    features: int
+    format: RowFormat
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a history keeps of every sequence."""
+    """What a history keeps of every sequence, and how."""
 
     recent: dict[Key, RecentRows]
     entries: dict[Key, EntryRows]
 
     @classmethod
-    def of(cls, config: ModelConfig, layer_types: tuple[LayerKind, ...] | None = None) -> Layout:
-        """For layers of these kinds; the network's own if none are given."""
+    def of(
+        cls,
+        config: ModelConfig,
+        layer_types: tuple[LayerKind, ...] | None = None,
+        *,
+        dtype: torch.dtype,
+        precision: Precision | None = None,
+    ) -> Layout:
+        """For layers of these kinds; the network's own if none are given. `precision`: the cache's; None: that of
+        `dtype`, the network's. ValueError for one that the config's widths do not allow."""
+        entry, key = cache_formats(config, dtype, precision)
+        exact = wide(dtype)
         recent: dict[Key, RecentRows] = {}
         entries: dict[Key, EntryRows] = {}
         for layer, kind in enumerate(config.layer_types if layer_types is None else layer_types):
-            recent[layer, "window"] = RecentRows(config.sliding_window - 1, config.head_dim, exact=False)
+            recent[layer, "window"] = RecentRows(config.sliding_window - 1, entry)
             if kind is LayerKind.HCA:
                 ratio = config.hca_ratio
-                recent[layer, "compressor"] = RecentRows(ratio - 1, 2 * config.head_dim, True, ratio)
-                entries[layer, "compressor"] = EntryRows(ratio, config.head_dim)
+                recent[layer, "compressor"] = RecentRows(ratio - 1, Plain(2 * config.head_dim, exact), ratio)
+                entries[layer, "compressor"] = EntryRows(ratio, entry)
             elif kind is LayerKind.CSA:
                 ratio = config.csa_ratio
-                for name, features in (("compressor", config.head_dim), ("indexer", config.index_head_dim)):
-                    recent[layer, name] = RecentRows(2 * ratio - 1, 4 * features, True, ratio, overlap=True)
-                    entries[layer, name] = EntryRows(ratio, features)
+                for name, features, stored in (
+                    ("compressor", config.head_dim, entry),
+                    ("indexer", config.index_head_dim, key),
+                ):
+                    recent[layer, name] = RecentRows(2 * ratio - 1, Plain(4 * features, exact), ratio, overlap=True)
+                    entries[layer, name] = EntryRows(ratio, stored)
         return cls(recent, entries)
 
 
@@ -117,18 +131,14 @@ class Snapshot:
 class SlotHistory:
     """What histories with a slot a sequence share: the slots' lengths, and their recent rows."""
 
-    def __init__(
-        self, layout: Layout, slots: int, dtype: torch.dtype, device: torch.device | str, rollback: int
-    ) -> None:
+    def __init__(self, layout: Layout, slots: int, device: torch.device | str, rollback: int) -> None:
         """`rollback`: how many tokens `roll_back` may take back at once."""
         self._layout, self._slots, self._rollback = layout, slots, rollback
         self._lengths = [0] * slots
         self._undoable = [0] * slots
         self._unfinished: set[int] = set()
         self._recent = {
-            key: torch.zeros(
-                slots, kept.rows + rollback, kept.features, dtype=wide(dtype) if kept.exact else dtype, device=device
-            )
+            key: torch.zeros(slots, kept.rows + rollback, kept.format.width, dtype=kept.format.dtype, device=device)
             for key, kept in layout.recent.items()
         }
 
@@ -146,16 +156,15 @@ class SlotHistory:
         self._unfinished.update(slots)
 
     def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
-        buffer = self._recent[layer, name]
+        buffer, stored = self._recent[layer, name], self._layout.recent[layer, name].format
         capacity = buffer.shape[1]
-        rows = rows.detach().to(buffer.dtype)
         parts = []
-        new_rows = rows.split([segment.rows for segment in step.segments])
+        new_rows = stored.encode(rows.detach()).split([segment.rows for segment in step.segments])
         for segment, kept, new in zip(step.segments, recent.kept, new_rows, strict=True):
             with_past = torch.cat((buffer[segment.slot], new))
             parts.append(with_past[capacity - kept :])
             buffer[segment.slot] = with_past[segment.rows :]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return stored.decode(torch.cat(parts) if len(parts) > 1 else parts[0], rows.dtype)
 
     def commit(self, step: Step) -> None:
         for segment in step.segments:
@@ -204,11 +213,12 @@ class ContiguousHistory(SlotHistory):
         device: torch.device | str = "cpu",
         rollback: int = 0,
         layer_types: tuple[LayerKind, ...] | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        layout = Layout.of(config, layer_types)
-        super().__init__(layout, slots, dtype, device, rollback)
+        layout = Layout.of(config, layer_types, dtype=dtype, precision=precision)
+        super().__init__(layout, slots, device, rollback)
         self._entries = {
-            key: torch.zeros(slots, 16, kept.features, dtype=dtype, device=device)
+            key: torch.zeros(slots, 16, kept.format.width, dtype=kept.format.dtype, device=device)
             for key, kept in layout.entries.items()
         }
         self._ratio = {key: kept.ratio for key, kept in layout.entries.items()}
@@ -230,16 +240,17 @@ class ContiguousHistory(SlotHistory):
     # -- what a step asks -----------------------------------------------------------------------------------------
 
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
-        pool = self._entries[layer, name]
+        pool, stored = self._entries[layer, name], self._layout.entries[layer, name].format
+        new = stored.encode(new.detach())
         if windows.most > pool.shape[1]:
             grown = pool.new_zeros(self._slots, max(windows.most, 2 * pool.shape[1]), pool.shape[2])
             grown[:, : pool.shape[1]] = pool
             self._entries[layer, name] = pool = grown
         start = 0
         for segment, before, count in zip(step.segments, windows.before, windows.new, strict=True):
-            pool[segment.slot, before : before + count] = new[start : start + count].detach().to(pool.dtype)
+            pool[segment.slot, before : before + count] = new[start : start + count]
             start += count
-        return Pages(pool.flatten(0, 1), step.slots[:, None] * pool.shape[1], pool.shape[1])
+        return Pages(pool.flatten(0, 1), step.slots[:, None] * pool.shape[1], pool.shape[1], stored)
 
     # -- what its owner asks --------------------------------------------------------------------------------------
 

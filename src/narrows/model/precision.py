@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from enum import StrEnum
 from math import prod
 
+import torch
+
 from narrows.model.config import ModelConfig
 from narrows.ops.quantize import fp8_scale_shape, mxfp4_shapes
+from narrows.ops.row_format import FP4Keys, FP8Entries, Plain, RowFormat
 
 
 class Precision(StrEnum):
@@ -77,21 +80,21 @@ def stored_bytes(stored: Format, shape: Sequence[int]) -> int:
             return prod(shape[:-2]) * (prod(codes) + prod(scales))
 
 
-def entry_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes of one KV entry, compressed or of the window.
+def cache_formats(
+    config: ModelConfig, dtype: torch.dtype, precision: Precision | None = None
+) -> tuple[RowFormat, RowFormat]:
+    """How a cache of this precision (None: that of `dtype`) holds KV entries, compressed or of the window, and the
+    indexer's keys. `fp8` is about weights only: its cache is BF16.
 
-    `official`: the dims without RoPE in FP8 with an E8M0 scale per 64, the scales padded to 8 bytes; RoPE dims BF16.
-    `fp8` is about weights only: its cache is BF16.
+    ValueError for `official` where the indexer's keys have a width that FP4 cannot take.
     """
     if precision is Precision.OFFICIAL:
-        plain = config.head_dim - config.qk_rope_head_dim
-        scales = -(-plain // 64)
-        return plain + 2 * config.qk_rope_head_dim + 8 * -(-scales // 8)
-    return (4 if precision is Precision.FLOAT32 else 2) * config.head_dim
+        return FP8Entries(config.head_dim, config.qk_rope_head_dim), FP4Keys(config.index_head_dim)
+    if precision is not None:
+        dtype = torch.float32 if precision is Precision.FLOAT32 else torch.bfloat16
+    return Plain(config.head_dim, dtype), Plain(config.index_head_dim, dtype)
 
 
-def index_key_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes of one of the indexer's keys; `official`: FP4 with an E8M0 scale per 32."""
-    if precision is Precision.OFFICIAL:
-        return -(-config.index_head_dim // 2) + -(-config.index_head_dim // 32)
-    return (4 if precision is Precision.FLOAT32 else 2) * config.index_head_dim
+def row_bytes(stored: RowFormat) -> int:
+    """Bytes of one stored row."""
+    return stored.width * stored.dtype.itemsize

@@ -17,13 +17,14 @@ def index_topk(
 ) -> Tensor:
     """The k entries with the highest scores Σ_h w_h · ReLU(q_h · key) among those a row may see (R eqs. 15-17).
 
-    queries [N, h, c], weights [N, h] (all scaling folded in), keys' storage [M, c], visible int64 [N]: row n may see
+    queries [N, h, c], weights [N, h] (all scaling folded in), keys of c features, visible int64 [N]: row n may see
     the entries below visible[n]; most: the largest of them. Entries are read in blocks and a running top-k is kept,
     so nothing of size rows × entries exists.
     -> int64 [N, k]: entry numbers within the row's segment, ascending; -1 where fewer are visible. Of equal scores
     the lower entry wins.
     """
     heads, dim = queries.shape[1:]
+    queries = keys.queries(queries)
     dtype = wide(queries.dtype)
 
     def block(size: int) -> int:
@@ -40,7 +41,7 @@ def index_topk(
         best_entry = rows.new_full((*rows.shape, k), -1)
         for start in range(0, most, block(size)):
             entry = torch.arange(start, min(start + block(size), most), device=rows.device)
-            key = keys.gather(segment[:, None], entry).to(dtype)
+            key = keys.gather(segment[:, None], entry, dtype)
             products = torch.relu_(torch.bmm(q, key.mT)).unflatten(1, (size, heads))
             scores = torch.matmul(w, products).squeeze(2).masked_fill_(entry >= limit, -torch.inf)
             # Candidates stay in ascending order of entry, so that top_k's rule for ties is ours.

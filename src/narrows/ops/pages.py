@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from narrows.ops.row_format import RowFormat
 
 
 @dataclass(frozen=True)
@@ -15,16 +18,27 @@ class Pages:
     One block as long as the sequence is a contiguous history; blocks of 32 are a paged one. Rows that hold no entry
     yet must be finite: they are read and then masked.
 
-    storage [M, f]; table int64 [S, n], the first row of every block.
+    storage [M, f]; table int64 [S, n], the first row of every block; `format`: how the storage holds an entry (None:
+    as it is).
     """
 
     storage: Tensor
     table: Tensor
     block: int
+    format: RowFormat | None = None
 
-    def gather(self, segment: Tensor, entry: Tensor) -> Tensor:
+    def gather(self, segment: Tensor, entry: Tensor, dtype: torch.dtype) -> Tensor:
         """Entries [..., f]; `segment` and `entry` int64, broadcast together; numbers past the end give any row."""
-        return F.embedding(self.rows(segment, entry), self.storage)
+        return self.read(self.storage, self.rows(segment, entry), dtype)
+
+    def read(self, storage: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The entries at these rows of `storage`, which is this one's: int64 [...] -> [..., f]."""
+        stored = F.embedding(rows, storage)
+        return stored.to(dtype) if self.format is None else self.format.decode(stored, dtype)
+
+    def queries(self, queries: Tensor) -> Tensor:
+        """What queries [..., f] must become for their products with what is read."""
+        return queries if self.format is None else self.format.queries(queries)
 
     def rows(self, segment: Tensor, entry: Tensor) -> Tensor:
         """Their rows of the storage, int64 [...]."""

@@ -30,7 +30,7 @@ def quantize_mxfp4(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = weight.shape
     mxfp4_shapes(rows, columns)
     blocks = weight.float().reshape(rows, columns // MXFP4_BLOCK, MXFP4_BLOCK)
-    scale = _power_of_two_scale(blocks.abs().amax(-1), MXFP4_MAX)
+    scale = power_of_two_scale(blocks.abs().amax(-1), MXFP4_MAX)
     return pack_e2m1(_to_e2m1(blocks / scale.float()[..., None]).view(rows, columns)), scale
 
 
@@ -60,7 +60,7 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     Tiles at the lower and right edges may be smaller. ValueError if a value is not finite.
     """
     tiles = _tiles(weight.float())
-    scale = _power_of_two_scale(tiles.abs().amax((1, 3)), FP8_MAX)
+    scale = power_of_two_scale(tiles.abs().amax((1, 3)), FP8_MAX)
     values = (tiles / scale.float()[:, None, :, None]).to(torch.float8_e4m3fn)
     return _untile(values, weight.shape), scale
 
@@ -83,7 +83,7 @@ def fp8_scale_shape(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // FP8_TILE), -(-columns // FP8_TILE)
 
 
-def _power_of_two_scale(amax: Tensor, largest: float) -> Tensor:
+def power_of_two_scale(amax: Tensor, largest: float) -> Tensor:
     """The smallest 2^k with amax <= largest · 2^k, as E8M0 (k from -127 to 127); 1 where amax is 0.
 
     In mantissas and exponents, not logarithms, which may round to the wrong side of a power of two.

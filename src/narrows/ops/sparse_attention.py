@@ -69,14 +69,15 @@ class _Keys:
     window: Tensor
     entries: Tensor | None
     blocked: Tensor
+    pages: Pages | None
 
     def gather(self, window: Tensor, entries: Tensor | None, dtype: torch.dtype) -> Tensor:
         """[T, W + E + 1, c]; the sink's key is 0, and so is its value."""
-        keys = [F.embedding(self.window, window)]
-        if self.entries is not None and entries is not None:
-            keys.append(F.embedding(self.entries, entries))
-        keys.append(window.new_zeros(self.window.shape[0], 1, window.shape[1]))
-        return torch.cat(keys, dim=1).to(dtype)
+        keys = [F.embedding(self.window, window).to(dtype)]
+        if self.entries is not None and entries is not None and self.pages is not None:
+            keys.append(self.pages.read(entries, self.entries, dtype))
+        keys.append(window.new_zeros(self.window.shape[0], 1, window.shape[1], dtype=dtype))
+        return torch.cat(keys, dim=1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Scene:
         # 0 stays 0, the rest overflows to -inf.
         largest = torch.finfo(dtype).max
         blocked = torch.cat(room, dim=-1).clamp_(max=0).mul_(largest).mul_(largest)
-        return _Keys(start[:, None] + offset, entry_rows, blocked)
+        return _Keys(start[:, None] + offset, entry_rows, blocked, None if entries is None else entries.pages)
 
 
 class _SparseAttention(torch.autograd.Function):

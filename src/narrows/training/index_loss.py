@@ -66,7 +66,7 @@ def index_loss(attention: Attention, seen: Attended, queries: Tensor, weights: T
             named.scatter_(-1, torch.where(selected < 0, entries.most, selected), True)
             allowed &= named[..., :-1]
         target = _attention_over_entries(attention, seen, rows, segment, allowed)
-        key = keys.gather(segment[:, None], number).to(torch.float32)
+        key = keys.gather(segment[:, None], number, torch.float32)
         products = torch.bmm(queries[rows].to(torch.float32).flatten(1, 2), key.mT).relu()
         products = products.unflatten(1, (rows.shape[1], heads))
         scores = torch.einsum("tbhe,tbh->tbe", products, weights[rows].to(torch.float32))
@@ -95,7 +95,7 @@ def _attention_over_entries(
     start = window.first[rows[:, 0]].clamp(max=window.storage.shape[0] - width)
     near = start[:, None] + torch.arange(width, device=rows.device)
     in_window = (near[:, None] >= window.first[rows][..., None]) & (near[:, None] <= window.last[rows][..., None])
-    far = entries.pages.gather(segment[:, None], torch.arange(entries.most, device=rows.device))
+    far = entries.pages.gather(segment[:, None], torch.arange(entries.most, device=rows.device), torch.float32)
     over_entries = scores(far, allowed)
     sink = attention.attn_sink.to(torch.float32)[:, None].expand(*over_entries.shape[:3], 1)
     everything = torch.cat((scores(window.storage[near], in_window), over_entries, sink), dim=-1)
