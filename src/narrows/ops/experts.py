@@ -14,6 +14,10 @@ from narrows.ops import native
 from narrows.ops.dtypes import wide
 
 
+# In training: oneDNN makes a kernel for every new number of rows, which takes as long as the product itself.
+_PADDED = 64
+
+
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     """silu(min(gate, limit)) · clamp(up, ±limit); any shape, result in gate's dtype."""
     result: Tensor = _SwiGLU.apply(gate, up, limit)
@@ -51,13 +55,11 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, chosen: Tensor, w13: Tensor, w2: Tensor, limit: float) -> Tensor:
         rows, k = chosen.shape
-        flat = chosen.flatten()
-        order = flat.argsort(stable=True)
-        counts = flat.bincount(minlength=w13.shape[0]).tolist()
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+        training = any(ctx.needs_input_grad)
+        order, place, counts = _sorted(chosen, w13.shape[0], _PADDED if training and x.device.type == "cpu" else 1)
         tokens = x.index_select(0, order // k)
         width = w2.shape[2]
-        hidden = x.new_empty(rows * k, 2 * width)
+        hidden = x.new_empty(len(order), 2 * width)
         out = torch.empty_like(tokens)
         for expert, part in _parts(counts):
             torch.mm(tokens[part], w13[expert].mT, out=hidden[part])
@@ -66,7 +68,7 @@ class _Experts(torch.autograd.Function):
         for expert, part in _parts(counts):
             torch.mm(inner[part], w2[expert].mT, out=out[part])
         by_token = out.index_select(0, place).view(rows, k, x.shape[1])
-        if any(ctx.needs_input_grad):
+        if training:
             ctx.save_for_backward(weights, w13, w2, order, place, tokens, hidden, by_token)
             ctx.counts, ctx.limit = counts, limit
         # A sum of k terms a token is no work for a product: N tiny ones cost five times as much.
@@ -81,9 +83,10 @@ class _Experts(torch.autograd.Function):
         weights, w13, w2, order, place, tokens, hidden, by_token = ctx.saved_tensors
         rows, k, d = by_token.shape
         by_weights = torch.linalg.vecdot(by_token.to(weights.dtype), gradient[:, None].to(weights.dtype))
-        by_out = (gradient.index_select(0, order // k) * weights.flatten()[order, None]).to(gradient.dtype)
+        in_order = weights.new_zeros(len(order)).index_copy_(0, place, weights.flatten())  # 0 for what only fills up
+        by_out = (gradient.index_select(0, order // k) * in_order[:, None]).to(gradient.dtype)
         width = w2.shape[2]
-        by_inner, inner = hidden.new_empty(rows * k, width), hidden.new_empty(rows * k, width)
+        by_inner, inner = hidden.new_empty(len(order), width), hidden.new_empty(len(order), width)
         by_hidden, by_tokens = torch.empty_like(hidden), torch.empty_like(tokens)
         by_w13, by_w2 = torch.zeros_like(w13), torch.zeros_like(w2)
         for expert, part in _parts(ctx.counts):
@@ -95,6 +98,20 @@ class _Experts(torch.autograd.Function):
             torch.mm(by_hidden[part].mT, tokens[part], out=by_w13[expert])
             torch.mm(by_hidden[part], w13[expert], out=by_tokens[part])
         return by_tokens.index_select(0, place).view(rows, k, d).sum(1), by_weights, None, by_w13, by_w2, None
+
+
+def _sorted(chosen: Tensor, experts: int, multiple: int) -> tuple[Tensor, Tensor, list[int]]:
+    """The choices [N, k], numbered as they lie, in the order of their experts -> numbers [M]; where each choice went
+    [N · k]; how many rows each expert has, a multiple of `multiple`: fillers are choice 0 once more."""
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    counts = flat.bincount(minlength=experts)
+    padded = (counts + multiple - 1) // multiple * multiple
+    shift = (padded.cumsum(0) - padded) - (counts.cumsum(0) - counts)
+    places = torch.arange(len(order), device=order.device) + shift[flat[order]]
+    place = torch.empty_like(order).scatter_(0, order, places)
+    filled = order.new_zeros(int(padded.sum())).scatter_(0, places, order)
+    return filled, place, padded.tolist()
 
 
 def _parts(counts: list[int]) -> Iterator[tuple[int, slice]]:
