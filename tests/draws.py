@@ -3,7 +3,7 @@
 import os
 import secrets
 
-_SOAK = os.environ.get("NARROWS_SOAK") == "1"
+SOAK = os.environ.get("NARROWS_SOAK") == "1"
 
 
 def scaled(examples: int) -> int:
@@ -12,7 +12,7 @@ def scaled(examples: int) -> int:
     For `settings(max_examples=scaled(...))` where the 40 of `draws()` would take too long; a bare number would hold
     in the soak as well.
     """
-    return 10 * examples if _SOAK else examples
+    return 10 * examples if SOAK else examples
 
 
 def draws() -> int:
@@ -25,4 +25,4 @@ def occasion() -> str:
 
     NARROWS_OCCASION repeats the draws of a soak that failed and told its occasion.
     """
-    return os.environ.get("NARROWS_OCCASION") or (secrets.token_hex(8) if _SOAK else "")
+    return os.environ.get("NARROWS_OCCASION") or (secrets.token_hex(8) if SOAK else "")

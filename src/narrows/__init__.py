@@ -11,15 +11,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from narrows.engine.core import Limits
     from narrows.engine.engine import Engine
+    from narrows.engine.grammar import Grammar
     from narrows.engine.model import Completion, Model, load
     from narrows.engine.request import SamplingParameters
+    from narrows.engine.sequence import Drawn, Finished, Prefilled
     from narrows.engine.store import Prefixes
+    from narrows.errors import NarrowsError, UsageError
 
     __version__: str
 
-__all__ = ["Completion", "Engine", "Limits", "Model", "Prefixes", "SamplingParameters", "__version__", "load"]
+_HOMES = {
+    "engine.core": ["Limits"],
+    "engine.engine": ["Engine"],
+    "engine.grammar": ["Grammar"],
+    "engine.model": ["Completion", "Model", "load"],
+    "engine.request": ["SamplingParameters"],
+    "engine.sequence": ["Drawn", "Finished", "Prefilled"],
+    "engine.store": ["Prefixes"],
+    "errors": ["NarrowsError", "UsageError"],
+}
 
-_ELSEWHERE = {"Engine": "engine", "Limits": "core", "Prefixes": "store", "SamplingParameters": "request"}
+__all__ = [
+    "Completion",
+    "Drawn",
+    "Engine",
+    "Finished",
+    "Grammar",
+    "Limits",
+    "Model",
+    "NarrowsError",
+    "Prefilled",
+    "Prefixes",
+    "SamplingParameters",
+    "UsageError",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,8 +55,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("narrows")
-    if name in __all__:
-        from importlib import import_module
+    for home, names in _HOMES.items():
+        if name in names:
+            from importlib import import_module
 
-        return getattr(import_module(f"narrows.engine.{_ELSEWHERE.get(name, 'model')}"), name)
+            return getattr(import_module(f"narrows.{home}"), name)
     raise AttributeError(f"module 'narrows' has no attribute {name!r}")

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -120,14 +122,25 @@ def test_counts_agree_with_their_nouns() -> None:
     ]
 
 
+class Bytes:
+    """A model whose histories all have so many."""
+
+    def history_bytes(self, tokens: int) -> int:
+        return 12_400_000
+
+
+MODEL: Any = Bytes()
+
+
 class Pieces:
     """A generation of these pieces of text, which may end in an error."""
 
     def __init__(self, *pieces: str, error: Exception | None = None) -> None:
         self.pieces, self.error = pieces, error
         self.token_ids, self.finish_reason = list(range(len(pieces))), "stop"
+        self.prompt_tokens, self.reused = 1, 0
 
-    def __iter__(self) -> object:
+    def __iter__(self) -> Iterator[str]:
         yield from self.pieces
         if self.error:
             raise self.error
@@ -135,23 +148,69 @@ class Pieces:
 
 def test_an_error_begins_a_line_and_white_space_is_no_proposal(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NarrowsError):
-        streaming.show(Pieces("half a ", error=NarrowsError("broken.")))  # type: ignore[arg-type]
+        streaming.show(Pieces("half a ", error=NarrowsError("broken.")), MODEL)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "half a \n"
     for pieces in ((), (" ", "\n")):
-        streaming.show(Pieces(*pieces))  # type: ignore[arg-type]
+        streaming.show(Pieces(*pieces), MODEL)  # type: ignore[arg-type]
         assert "proposes nothing" in capsys.readouterr().err
-    streaming.show(Pieces(" ", "x"))  # type: ignore[arg-type]
+    streaming.show(Pieces(" ", "x"), MODEL)  # type: ignore[arg-type]
     assert "proposes nothing" not in capsys.readouterr().err
 
 
 def test_a_terminal_is_not_commanded_by_the_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    streaming.show(Pieces("a\x1b[2J"))  # type: ignore[arg-type]
+    streaming.show(Pieces("a\x1b[2J"), MODEL)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "a\x1b[2J\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    streaming.show(Pieces("a\x1b[2J"))  # type: ignore[arg-type]
+    streaming.show(Pieces("a\x1b[2J"), MODEL)  # type: ignore[arg-type]
     assert capsys.readouterr().out == "a\\x1b[2J\n"
+
+
+class Long(Pieces):
+    """A generation whose prompt is read in four steps, the first of them known from before."""
+
+    def __init__(self, *pieces: str, prompt_tokens: int, error: Exception | None = None) -> None:
+        super().__init__(*pieces, error=error)
+        self.prompt_tokens, self.reused = prompt_tokens, prompt_tokens // 4
+        self.on_prefill: Callable[[int], None] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for quarter in range(1, 5):
+            if self.on_prefill:
+                self.on_prefill(self.prompt_tokens * quarter // 4)
+        yield from super().__iter__()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "terminal", "shown"), [(2048, True, True), (2047, True, False), (9999, False, False)]
+)
+def test_a_long_prompt_shows_on_a_terminal_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokens: int, terminal: bool, shown: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    streaming.show(Long("a", prompt_tokens=tokens), MODEL, "lead\n")  # type: ignore[arg-type]
+    captured = capsys.readouterr()
+    assert captured.out == "a\n"
+    bar, _, rest = captured.err.partition("lead")
+    assert (f"{tokens:,} of {tokens:,} tokens" in bar, "tokens/s" in bar, "left" in bar) == (shown, shown, shown)
+    assert ("\x1b[2K" in bar) == shown  # which takes the bar away
+    assert f"1 token · prompt {tokens:,} · reused {tokens // 4:,} · first after " in rest
+    assert " s · cache 12.40 MB · the model ended here" in rest
+    monkeypatch.setenv("TERM", "dumb")
+    streaming.show(Long("a", prompt_tokens=tokens), MODEL, "lead\n")  # type: ignore[arg-type]
+    assert capsys.readouterr().err.startswith("lead")
+
+
+def test_a_bar_ends_with_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(NarrowsError):
+        streaming.show(Long(prompt_tokens=5000, error=NarrowsError("broken.")), MODEL)  # type: ignore[arg-type]
+    captured = capsys.readouterr()
+    assert captured.out == "\n"
+    assert captured.err.endswith("\x1b[?25h\r\x1b[1A\x1b[2K")
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"temperature": float("nan")}, {"seed": -1}])

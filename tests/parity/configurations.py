@@ -139,8 +139,9 @@ def for_each_draw(
     strategy: st.SearchStrategy[Case],
     check: Callable[[Case], None],
     more: Callable[[], object] = lambda: False,
+    count: int | None = None,
 ) -> None:
-    """`check` as many cases as `draws()` says, and up to twice as many more as long as `more()` is true.
+    """`check` `count` cases, or as many as `draws()` says, and up to twice as many more as long as `more()` is true.
 
     `make test` draws the same cases every time, `make soak` fresh ones; a failure tells how to draw them again.
 
@@ -156,8 +157,9 @@ def for_each_draw(
             passed.add(case)
 
     options = settings(max_examples=2, derandomize=False, database=None, suppress_health_check=list(HealthCheck))
-    for number in range(3 * draws()):
-        if number >= draws() and not more():
+    count = draws() if count is None else count
+    for number in range(3 * count):
+        if number >= count and not more():
             break
         try:
             seed(f"{name} {now} {number}")(options(given(strategy)(once)))()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,6 @@ from narrows.cli.options import (
     TemperatureOption,
 )
 from narrows.errors import UsageError
-
-if TYPE_CHECKING:
-    from narrows.engine.model import Model
 
 
 def generate(
@@ -36,13 +33,13 @@ def generate(
 
     check_request(max_tokens, temperature, seed)
     text = _prompt(prompt)
-    from narrows.cli.streaming import show
+    from narrows.cli.streaming import mention_context, show
     from narrows.engine.model import load
 
     loaded = load(model, device=device, precision=precision)
     generation = loaded.stream(text, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    _mention_context(loaded, text, max_tokens)
-    show(generation)
+    mention_context(loaded, generation.prompt_tokens + max_tokens)
+    show(generation, loaded)
 
 
 def _prompt(prompt: str) -> str:
@@ -57,14 +54,3 @@ def _prompt(prompt: str) -> str:
     if not prompt:
         raise UsageError("the prompt is empty; give it at least one character of text.")
     return prompt
-
-
-def _mention_context(model: Model, text: str, max_tokens: int) -> None:
-    from narrows.cli.output import aside
-
-    trained = model.config.trained_context
-    if trained is None:
-        return
-    wanted = 1 + len(model.tokenizer.encode(text)) + max_tokens
-    if wanted > trained:
-        aside(f"this may reach {wanted:,} tokens; the model was trained for {trained:,}, and knows little beyond.")

@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from narrows.engine.blocks import BlockPool
+from narrows.engine.known_prefixes import KnownPrefixes
 from narrows.engine.paged_history import PagedHistory, State
-from narrows.engine.prefix_tree import Node, PrefixTree
+from narrows.engine.prefix_tree import PrefixTree
 from narrows.engine.request import check_prompt
 from narrows.engine.sampling import Sampler
 from narrows.engine.scheduler import Job, Policy, admit, rank, share
@@ -25,27 +28,36 @@ from narrows.engine.sequence import (
     Prefilled,
     Request,
     SequenceState,
-    boundaries,
 )
-from narrows.engine.store import Piece, Prefixes
+from narrows.engine.speculation import Drafter, Followed
+from narrows.engine.store import Prefixes
 from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import Network, positions_of
 from narrows.model.precision import Precision
 from narrows.text.tokenizer import Tokenizer
 
+# A rejected row costs as much as an accepted one, and chains of guesses seldom hold for long.
+MOST_DRAFTS = 8
+
 _log = logging.getLogger("narrows")
+
+
+_End = tuple[FinishReason, Exception | None]
 
 
 @dataclass(frozen=True)
 class Limits:
     """Memory and sharing. `slots`: sequences that run at once; `memory`: bytes for their states, blocks and snapshots;
-    `snapshot_every`: tokens of a long prompt between snapshots."""
+    `snapshot_every`: tokens of a long prompt between snapshots; `drafts`: tokens that the MTP block guesses ahead, for
+    sequences of whose guesses at least the share `draft_rate` came true of late."""
 
     memory: int = 1 << 30
     slots: int = 16
     snapshot_every: int = 2048
     snapshot_share: float = 0.2
+    drafts: int = 1
+    draft_rate: float = 0.5
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
@@ -55,12 +67,16 @@ class Limits:
                 raise UsageError(f"{name} is {value!r}; give the engine a whole number from 1.")
         if not 0 <= self.snapshot_share < 1:
             raise UsageError(f"snapshot_share is {self.snapshot_share!r}; give a number from 0 to below 1.")
+        if isinstance(self.drafts, bool) or self.drafts not in range(MOST_DRAFTS + 1):
+            raise UsageError(f"drafts is {self.drafts!r}; give a whole number from 0 to {MOST_DRAFTS}.")
+        if not 0 <= self.draft_rate <= 1:
+            raise UsageError(f"draft_rate is {self.draft_rate!r}; give a number from 0 to 1.")
 
 
 @dataclass
 class Stats:
     """Counted since the beginning: tokens computed, tokens that a known prefix saved, tokens drawn, steps, sequences
-    parked and blocks given up by known prefixes."""
+    parked, blocks given up by known prefixes, tokens drafted, and drafts that came true."""
 
     computed: int = 0
     reused: int = 0
@@ -68,6 +84,8 @@ class Stats:
     steps: int = 0
     parked: int = 0
     evicted: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Core:
@@ -92,8 +110,10 @@ class Core:
         self._clock = clock
         weight = network.embed.weight
         self._device = weight.device
+        drafts = limits.drafts if network.mtp else 0
+        kept: dict[str, Any] = {"dtype": weight.dtype, "precision": cache, "rollback": drafts}
         try:
-            shape = PagedHistory(network.config, slots=0, blocks=0, dtype=weight.dtype, precision=cache)
+            shape = PagedHistory(network.config, slots=0, blocks=0, **kept)
         except ValueError as error:
             raise UsageError(f"this model has no {cache} cache ({error}); choose another, or none.") from None
         snapshots = int(limits.memory * limits.snapshot_share)
@@ -106,17 +126,12 @@ class Core:
                 f"{int(least) + 1:,} or more, or fewer slots."
             )
         blocks = min(blocks, limits.slots * max(1, shape.blocks_for(network.config.max_position_embeddings)))
-        self.history = PagedHistory(
-            network.config,
-            slots=limits.slots,
-            blocks=blocks,
-            dtype=weight.dtype,
-            device=weight.device,
-            precision=cache,
-        )
+        self.history = PagedHistory(network.config, slots=limits.slots, blocks=blocks, device=weight.device, **kept)
         self.pool = BlockPool(blocks)
-        self.tree: PrefixTree[State] = PrefixTree(self.pool, self.history.block_tokens, snapshots)
-        self._store = None if prefixes is None else prefixes.open(network, self.history.block_tokens, cache)
+        store = None if prefixes is None else prefixes.open(network, self.history.block_tokens, cache)
+        tree: PrefixTree[State] = PrefixTree(self.pool, self.history.block_tokens, snapshots)
+        self.known = KnownPrefixes(self.history, self.pool, tree, store, limits.snapshot_every, self._make_room)
+        self._drafter = Drafter(network, limits.slots, drafts) if drafts else None
         self.stats = Stats()
         self._free_slots = list(range(limits.slots - 1, -1, -1))
         self._running: dict[Job, SequenceState] = {}
@@ -170,49 +185,88 @@ class Core:
         for sequence, _ in taking_part:
             sequence.job.waited = 0
         self.stats.steps += 1
+        before = [sequence.job.computed for sequence, _ in taking_part]
         try:
-            logits = self._forward(taking_part)
+            streams, logits = self._forward(taking_part)
         except Exception as error:  # whatever it was: nobody may be left waiting for a sequence that cannot go on
             return events + [self._end(sequence, "error", error) for sequence, _ in taking_part]
-        for sequence, rows in taking_part:
-            sequence.job.computed += rows
-            self.stats.computed += rows
-            self._remember(sequence)
-            if not sequence.produced:
-                events.append(Prefilled(sequence, sequence.job.computed, sequence.reused))
-        for sequence, row in logits:
-            events += self._draw(sequence, row)
+        for (sequence, rows), drawn_from in zip(taking_part, logits, strict=True):
+            events += self._advance(sequence, rows, drawn_from)
+        if self._drafter is not None:
+            self._draft(
+                [
+                    (sequence, computed[: sequence.job.computed - start])
+                    for (sequence, _), start, computed in zip(taking_part, before, streams, strict=True)
+                    if sequence.job.slot is not None and sequence.produced
+                ]
+            )
         return events
 
     @torch.inference_mode()
-    def _forward(self, taking_part: list[tuple[SequenceState, int]]) -> list[tuple[SequenceState, Tensor]]:
-        """-> logits [V] of every sequence whose next token can be drawn."""
-        segments, ids, ends = [], [], []
+    def _forward(self, taking_part: list[tuple[SequenceState, int]]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """-> of every sequence its rows' streams [rows, S, d], and logits [R, V] of its last known token and the drafts
+        behind it; R is 0 where that token is not reached."""
+        segments, ids, wanted = [], list[int](), []
         for sequence, rows in taking_part:
             job = sequence.job
             assert job.slot is not None
             segments.append(self.history.segment(rows, job.slot))
-            ids += sequence.tokens[job.computed : job.computed + rows]
-            ends.append(len(ids) - 1)
+            start = len(ids)
+            ids += [*sequence.tokens[job.computed : job.computed + rows], *sequence.drafts][:rows]
+            wanted.append(range(start + job.missing - 1, len(ids)))
         tokens = torch.tensor(ids, device=self._device)
         streams = self.network(tokens, positions_of(segments, self._device), segments, self.history)
-        drawing = [
-            (sequence, end)
-            for (sequence, rows), end in zip(taking_part, ends, strict=True)
-            if sequence.job.missing == rows
-        ]
-        if not drawing:
-            return []
-        logits = self.network.logits(streams[torch.tensor([end for _, end in drawing], device=self._device)]).cpu()
-        return [(sequence, row) for (sequence, _), row in zip(drawing, logits, strict=True)]
+        places = torch.tensor([row for rows in wanted for row in rows], dtype=torch.int64, device=self._device)
+        logits = self.network.logits(streams[places]).cpu()
+        return streams.split([rows for _, rows in taking_part]), logits.split([len(rows) for rows in wanted])
 
-    def _draw(self, sequence: SequenceState, logits: Tensor) -> list[Event]:
-        """The next token of a sequence, and of those that fork from it here."""
-        siblings, sequence.siblings = sequence.siblings, []
+    def _advance(self, sequence: SequenceState, rows: int, logits: Tensor) -> list[Event]:
+        """Draw as many tokens as the step's rows decide: none within a prompt, one behind the last known token, and one
+        behind every draft that came true. Drafts that did not are rolled back."""
+        job = sequence.job
+        drafts, sequence.drafts = sequence.drafts[: max(0, rows - job.missing)], []
+        job.drafts = 0
         events: list[Event] = []
-        for sibling in siblings:
-            self._fork(sequence, sibling)
-            events += self._draw(sibling, logits)
+        if not drafts:
+            self._settle(sequence, rows)
+            if not sequence.produced:
+                events.append(Prefilled(sequence, job.computed, sequence.reused))
+        if len(logits):
+            siblings, sequence.siblings = sequence.siblings, []
+            for sibling in siblings:
+                self._fork(sequence, sibling)
+                drawn, ended = self._draw(sibling, logits[0])
+                events += drawn
+                if ended is not None:
+                    events.append(self._end(sibling, *ended))
+        stood, end = 0, None
+        for row, draft in zip_longest(logits, drafts):
+            drawn, end = self._draw(sequence, row)
+            events += drawn
+            if end is not None or sequence.tokens[-1] != draft:
+                break
+            stood += 1
+        if drafts:
+            self.stats.drafted += len(drafts)
+            self.stats.accepted += stood
+            sequence.success.record(len(drafts), stood)
+            self._settle(sequence, rows, rejected=len(drafts) - stood)
+        if end is not None:
+            events.append(self._end(sequence, *end))
+        return events
+
+    def _settle(self, sequence: SequenceState, rows: int, rejected: int = 0) -> None:
+        """Count the rows of a step, of which the last `rejected` are taken back."""
+        job = sequence.job
+        assert job.slot is not None
+        self.stats.computed += rows
+        if rejected:
+            self.history.roll_back(job.slot, rejected)
+        job.computed += rows - rejected
+        self.known.remember(sequence)
+
+    def _draw(self, sequence: SequenceState, logits: Tensor) -> tuple[list[Event], _End | None]:
+        """The next token of a sequence, from logits [V], and whether it is the last."""
         try:
             mask = None if sequence.grammar is None else sequence.grammar.mask()
             sampled = sequence.sampler.draw(logits, mask)
@@ -220,24 +274,59 @@ class Core:
             if sequence.grammar is not None and not ended:
                 sequence.grammar.advance(sampled.token)
         except NarrowsError as error:
-            return [*events, self._end(sequence, "error", error)]
+            return [], ("error", error)
         token = sampled.token
         sequence.sampler.accept(token)
         self.stats.drawn += 1
         if ended:
-            return [*events, self._end(sequence, "stop")]
+            return [], ("stop", None)
         sequence.tokens.append(token)
         sequence.job.length += 1
         piece = sequence.text.push(token)
-        events.append(Drawn(sequence, token, piece, sampled.logprob, sampled.alternatives))
+        events: list[Event] = [Drawn(sequence, token, piece, sampled.logprob, sampled.alternatives)]
         if sequence.text.stopped:
-            events.append(self._end(sequence, "stop"))
-        elif (
-            sequence.produced == sequence.request.parameters.max_tokens
-            or len(sequence.tokens) == self.network.config.max_position_embeddings
-        ):
-            events.append(self._end(sequence, "length"))
-        return events
+            return events, ("stop", None)
+        return events, ("length", None) if self._room(sequence) == 0 else None
+
+    def _room(self, sequence: SequenceState) -> int:
+        """How many more tokens may be drawn."""
+        asked = sequence.request.parameters.max_tokens - sequence.produced
+        return min(asked, self.network.config.max_position_embeddings - len(sequence.tokens))
+
+    @torch.inference_mode()
+    def _draft(self, computed: Sequence[tuple[SequenceState, Tensor]]) -> None:
+        """Guess on behind what was drawn. computed: streams [R, S, d] of the rows that a step added to a history."""
+        assert self._drafter is not None
+        size, useful = self.history.block_tokens, self.network.config.sliding_window
+        members, followed = list[SequenceState](), list[Followed]()
+        for sequence, streams in computed:
+            job = sequence.job
+            assert job.slot is not None
+            wanted = sequence.success.wanted(self.limits.drafts, self.limits.draft_rate)
+            if not wanted:
+                self._drafter.forget(job.slot)
+                continue
+            # Not beyond the block: at its end the state is wanted, without rows that may be taken back.
+            most = min(wanted, self._room(sequence) - 1, size - 1 - job.computed % size)
+            rows = min(len(streams), useful)
+            members.append(sequence)
+            followed.append(Followed(job.slot, streams[-rows:], sequence.tokens[-rows:], most))
+
+        def guess(number: int, logits: Tensor, ahead: int) -> int:
+            sequence = members[number]
+            mask = sequence.grammar.mask() if sequence.grammar is not None and not ahead else None
+            return sequence.sampler.guess(logits, mask, ahead)
+
+        if not members:
+            return
+        try:
+            drafts = self._drafter.draft(followed, guess)
+        except Exception as error:  # guesses are worth no request
+            _log.warning("drafting failed and is off from now on (%s).", error)
+            self._drafter = None
+            return
+        for sequence, guessed in zip(members, drafts, strict=True):
+            sequence.drafts, sequence.job.drafts = guessed, len(guessed)
 
     # -- slots and blocks -----------------------------------------------------------------------------------------
 
@@ -254,12 +343,15 @@ class Core:
         """Move a waiting sequence into a slot, if blocks for all its known tokens can be had."""
         job = sequence.job
         if sequence.parked is None and not sequence.blocks:
-            self._resume_from_prefix(sequence)
+            self.known.resume(sequence)
+            self.stats.reused += sequence.reused
         wanted = self.history.blocks_for(job.length) - len(sequence.blocks)
         if not self._make_room(wanted) and self._running:
             return False
         slot = self._free_slots.pop()
         self.history.reset(slot)
+        if self._drafter is not None:
+            self._drafter.forget(slot)
         if sequence.parked is not None:
             state, contents = sequence.parked.state, sequence.parked.contents
             if contents is not None:
@@ -275,31 +367,6 @@ class Core:
         del self._waiting[job]
         self._running[job] = sequence
         return True
-
-    def _resume_from_prefix(self, sequence: SequenceState) -> None:
-        """Take over the blocks of the longest known prefix that has a snapshot and leaves a token to compute."""
-        job, size = sequence.job, self.history.block_tokens
-        whole = sequence.tokens[: (job.length - 1) // size * size]
-        path = self.tree.match(whole)
-        if self._store is not None:
-            known = max((node.depth for node in path if node.snapshot is not None), default=0)
-            if pieces := self._store.get(whole, longer_than=known * size):
-                self._load(pieces, whole)
-                path = self.tree.match(whole)
-        forks = [len(path) * size]
-        while path and path[-1].snapshot is None:
-            path.pop()
-        sequence.job.boundaries = boundaries(job.length, size, self.limits.snapshot_every, forks)
-        if not path:
-            return
-        deepest = path[-1]
-        assert deepest.snapshot is not None
-        sequence.blocks = [node.block for node in path]
-        self.pool.share(sequence.blocks)
-        self._pin(sequence, deepest)
-        sequence.parked = Parked(deepest.snapshot, None)
-        job.computed = sequence.reused = deepest.snapshot.length
-        self.stats.reused += sequence.reused
 
     def _with_blocks(self, granted: list[tuple[Job, int]]) -> list[tuple[Job, int]]:
         """Give everyone the blocks for his rows; where there are none left, the last in rank give theirs up."""
@@ -328,13 +395,13 @@ class Core:
     def _make_room(self, wanted: int) -> bool:
         """See to it that so many blocks are free, at the cost of known prefixes and of parked sequences' blocks."""
         if wanted > self.pool.free:
-            self.stats.evicted += self.tree.evict(wanted - self.pool.free)
+            self.stats.evicted += self.known.tree.evict(wanted - self.pool.free)
         for sequence in list(self._waiting.values()):
             if wanted <= self.pool.free:
                 break
             if sequence.parked is not None and sequence.parked.contents is None and sequence.blocks:
                 self._give_up_blocks(sequence)
-                self.stats.evicted += self.tree.evict(max(0, wanted - self.pool.free))
+                self.stats.evicted += self.known.tree.evict(max(0, wanted - self.pool.free))
         return wanted <= self.pool.free
 
     def _park(self, sequence: SequenceState, *, give_up_blocks: bool) -> None:
@@ -373,76 +440,7 @@ class Core:
         else:
             sibling.parked = Parked(self.history.state(job.slot), self.history.read(sequence.blocks))
         if sequence.node is not None:
-            self._pin(sibling, sequence.node)
-
-    # -- known prefixes -------------------------------------------------------------------------------------------
-
-    def _remember(self, sequence: SequenceState) -> None:
-        """Enter the blocks that are now full into the tree, and a snapshot where one is wanted."""
-        job, size = sequence.job, self.history.block_tokens
-        assert job.slot is not None
-        node = sequence.node or self.tree.root
-        for start in range(node.depth * size, job.computed // size * size, size):
-            block = sequence.blocks[start // size] if sequence.blocks else -1
-            if block < 0:
-                return  # no layer has entries: there is nothing to share but states
-            node = self.tree.extend(node, tuple(sequence.tokens[start : start + size]), block)
-            self._pin(sequence, node)
-        if job.computed % size or sequence.node is None:
-            return
-        if job.computed in job.boundaries:
-            self.tree.attach(node, self.history.state(job.slot))
-            self._keep(sequence, node)
-        elif sequence.produced:
-            if sequence.output_snapshot is not None:
-                self.tree.detach(sequence.output_snapshot)
-                sequence.output_snapshot = None
-            if node.snapshot is None:
-                self.tree.attach(node, self.history.state(job.slot))
-                sequence.output_snapshot = node
-
-    def _load(self, pieces: Sequence[Piece], tokens: Sequence[int]) -> None:
-        """Enter what the disk kept of `tokens` into the tree, as far as there is room."""
-        size, node = self.history.block_tokens, self.tree.root
-        try:
-            for piece in pieces:
-                for start in range(piece.start, piece.state.length, size):
-                    key = tuple(tokens[start : start + size])
-                    node.pins += 1  # making room must not take what is being built upon
-                    try:
-                        if key in node.children:
-                            behind = node.children[key]
-                        elif self._make_room(1):
-                            (block,) = self.pool.allocate(1)
-                            self.history.write([block], piece.contents.block((start - piece.start) // size))
-                            behind = self.tree.extend(node, key, block)
-                            self.pool.release([block])
-                        else:
-                            return
-                    finally:
-                        node.pins -= 1
-                    node = behind
-                self.tree.attach(node, piece.state)
-        except (KeyError, RuntimeError) as error:
-            _log.warning("a kept prefix does not fit this model (%s); its text is computed again.", error)
-
-    def _keep(self, sequence: SequenceState, node: Node[State]) -> None:
-        """Write what leads to a snapshot to disk, from where the disk's knowledge ends."""
-        if self._store is None or node.snapshot is None:
-            return
-        tokens = sequence.tokens[: node.snapshot.length]
-        start = self._store.missing(tokens)
-        if start is not None:
-            blocks = sequence.blocks[start // self.history.block_tokens : node.depth]
-            self._store.put(tokens, Piece(start, self.history.read(blocks), node.snapshot))
-
-    def _pin(self, sequence: SequenceState, node: Node[State] | None) -> None:
-        """The sequence's deepest known block, which must not be evicted while it holds blocks."""
-        if sequence.node is not None:
-            sequence.node.pins -= 1
-        sequence.node = node
-        if node is not None:
-            node.pins += 1
+            self.known.pin(sibling, sequence.node)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -463,8 +461,7 @@ class Core:
     def _end(self, sequence: SequenceState, reason: FinishReason, error: Exception | None = None) -> Finished:
         """Free all that a sequence holds."""
         sequence.cancelled = reason
-        if sequence.output_snapshot is not None and sequence.blocks:
-            self._keep(sequence, sequence.output_snapshot)
+        self.known.leave(sequence)
         self._release_slot(sequence)
         self._release_blocks(sequence)
         self._waiting.pop(sequence.job, None)
@@ -483,7 +480,7 @@ class Core:
         self._running.pop(sequence.job, None)
 
     def _release_blocks(self, sequence: SequenceState) -> None:
-        self._pin(sequence, None)
+        self.known.pin(sequence, None)
         self.pool.release(sequence.blocks)
         sequence.blocks = []
 

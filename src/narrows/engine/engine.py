@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
 
 from narrows.engine.core import Core, Limits
@@ -20,13 +21,13 @@ from narrows.model.precision import Precision
 from narrows.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from narrows.engine.grammar import GrammarState
+    from narrows.engine.grammar import Grammar, GrammarState, Vocabulary
 
 
 class Handle:
     """A request under way. Iterate over it, or `async for`, for its events until all its sequences have ended.
 
-    For one reader: who leaves the loop before its end cancels the request.
+    For one reader, and NarrowsError for another: who leaves the loop before its end cancels the request.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -34,6 +35,7 @@ class Handle:
         self._lock = threading.Lock()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._sink: Callable[[Event], None] = self._events.put
+        self._has_reader = False
         self.sequences: list[SequenceState] = []
         self._left = 0
 
@@ -42,6 +44,7 @@ class Handle:
         self._engine._cancel(self)
 
     def __iter__(self) -> Iterator[Event]:
+        self._begin_reading()
         try:
             while self._left:
                 yield self._counted(self._events.get())
@@ -49,6 +52,7 @@ class Handle:
             self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        self._begin_reading()
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
         with self._lock:
@@ -60,6 +64,12 @@ class Handle:
                 yield self._counted(await events.get())
         finally:
             self._leave()
+
+    def _begin_reading(self) -> None:
+        with self._lock:
+            if self._has_reader:
+                raise NarrowsError("this request has a reader already, who gets its events; submit another.")
+            self._has_reader = True
 
     def _leave(self) -> None:
         if self._left:
@@ -103,17 +113,20 @@ class Engine:
         *,
         priority: int = 0,
         timeout: float | None = None,
-        grammar: Callable[[], GrammarState] | None = None,
+        grammar: Grammar | None = None,
+        grammar_after: int | None = None,
     ) -> Handle:
         """Queue a request: token ids to continue, how, how urgently (higher first), and for how many seconds at most.
 
-        Raises UsageError for one that can never run, NarrowsError on a closed engine.
+        `grammar`, made with this engine's `vocabulary`, is what the reply must be; with `grammar_after`, from behind
+        that token on, which ends the reasoning. Raises UsageError for a request that can never run, NarrowsError on a
+        closed engine.
         """
         check_submission(parameters, priority, timeout)
         config = self._core.network.config
         prompt = check_prompt(prompt, config.vocab_size, config.max_position_embeddings)
         deadline = None if timeout is None else time.monotonic() + timeout
-        request = Request(prompt, parameters, priority, deadline, grammar)
+        request = Request(prompt, parameters, priority, deadline, _followed(grammar, grammar_after))
         handle = Handle(self)
 
         def begin() -> None:
@@ -123,6 +136,15 @@ class Engine:
 
         self._call(begin)
         return handle
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer as grammars need it, made when it is first asked for. UsageError without a tokenizer."""
+        from narrows.engine.grammar import Vocabulary
+
+        if self._core.tokenizer is None:
+            raise UsageError("this engine has no tokenizer, which a grammar needs; give it one.")
+        return Vocabulary(self._core.tokenizer, self._core.network.config.vocab_size)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the beginning, and what memory holds now."""
@@ -136,8 +158,8 @@ class Engine:
                 "blocks": core.pool.count,
                 "block_bytes": core.history.block_bytes,
                 "slot_bytes": core.history.slot_bytes,
-                "known_blocks": core.tree.blocks,
-                "snapshot_bytes": core.tree.held_bytes,
+                "known_blocks": core.known.tree.blocks,
+                "snapshot_bytes": core.known.tree.held_bytes,
             }
 
         return self._call(read)
@@ -221,6 +243,15 @@ class Engine:
             self._handles[event.sequence]._put(event)
             if isinstance(event, Finished):
                 del self._handles[event.sequence]
+
+
+def _followed(grammar: Grammar | None, after: int | None) -> Callable[[], GrammarState] | None:
+    """What makes a fresh state of the grammar for every sequence."""
+    if grammar is None:
+        return None
+    from narrows.engine.grammar import GrammarState
+
+    return partial(GrammarState, grammar, after)
 
 
 def _precision(cache: Precision | str | None) -> Precision | None:

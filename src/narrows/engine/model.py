@@ -21,9 +21,11 @@ from narrows.checkpoints.hub import fetch
 from narrows.checkpoints.load import load_network
 from narrows.engine.core import Limits
 from narrows.engine.engine import Engine
+from narrows.engine.paged_history import block_tokens
 from narrows.engine.prefill import new_history, prefill
 from narrows.engine.request import SamplingParameters, check_request
 from narrows.engine.sequence import Drawn, Event, Prefilled
+from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
 from narrows.model.config import ModelConfig
 from narrows.model.network import Network
@@ -89,10 +91,17 @@ class Generation:
 class Model:
     """A network with its tokenizer, and an engine that runs what is asked of them."""
 
-    def __init__(self, network: Network, tokenizer: Tokenizer, limits: Limits | None = None) -> None:
-        """`limits` of the engine: if none are given, a quarter of the memory that is free and four requests at once."""
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        limits: Limits | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> None:
+        """`limits` of the engine: if none are given, a quarter of the memory that is free and four requests at once.
+        `prefixes`: where known ones outlive the process."""
         self.network, self.tokenizer = network, tokenizer
-        self._limits = limits
+        self._limits, self._prefixes = limits, prefixes
 
     def __repr__(self) -> str:
         weight = self.network.embed.weight
@@ -107,9 +116,14 @@ class Model:
     def engine(self) -> Engine:
         """Made when it is first needed; ends with the model."""
         limits = self._limits or Limits(memory=free_memory() // 4, slots=4)
-        engine = Engine(self.network, self.tokenizer, limits)
+        engine = Engine(self.network, self.tokenizer, limits, self._prefixes)
         weakref.finalize(self, engine.close)
         return engine
+
+    def history_bytes(self, tokens: int) -> int:
+        """Memory that the history of so many tokens takes in the engine."""
+        stats = self.engine.stats()
+        return stats["slot_bytes"] + -(-tokens // block_tokens(self.config)) * stats["block_bytes"]
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
@@ -195,12 +209,18 @@ class Model:
         return tokens
 
 
-def load(source: str | Path = "embedded", *, device: str = "cpu", precision: str | None = None) -> Model:
+def load(
+    source: str | Path = "embedded",
+    *,
+    device: str = "cpu",
+    precision: str | None = None,
+    prefixes: Prefixes | None = None,
+) -> Model:
     """Load a model: "embedded" (the one that ships with the package), a directory, or a hub id ("owner/name").
 
     `precision`: "float32" or "bf16", what the network computes in; None chooses float32 on a CPU, bf16 elsewhere.
-    Quantised checkpoints are dequantised. Raises UsageError for a device that is not there, NarrowsError for what is
-    missing or broken in the files.
+    Quantised checkpoints are dequantised. `prefixes`: where known ones outlive the process. Raises UsageError for a
+    device that is not there, NarrowsError for what is missing or broken in the files.
     """
     place = usable_device(device)
     if precision is None:
@@ -211,7 +231,7 @@ def load(source: str | Path = "embedded", *, device: str = "cpu", precision: str
     tokenizer = Tokenizer.from_directory(directory)
     verify_listed(directory, "tokenizer.json")
     tokenizer.check_fits(read_config(directory), str(directory))  # before any weight is read: that can take minutes
-    return Model(load_network(directory, dtype=DTYPES[precision], device=place), tokenizer)
+    return Model(load_network(directory, dtype=DTYPES[precision], device=place), tokenizer, prefixes=prefixes)
 
 
 def free_memory() -> int:

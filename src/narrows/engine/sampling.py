@@ -14,7 +14,7 @@ from narrows.errors import NarrowsError, UsageError
 from narrows.ops.sample import draw, soften
 from narrows.ops.topk import top_k
 
-__all__ = ["Sampled", "Sampler", "SamplingParameters", "acceptance", "residual"]
+__all__ = ["Sampled", "Sampler", "SamplingParameters"]
 
 # An odd number whose bits look random: seed + index · this is another seed for every index.
 _STRIDE = 0x9E3779B97F4A7C15
@@ -59,7 +59,7 @@ class Sampler:
 
     def draw(self, logits: Tensor, mask: Tensor | None = None) -> Sampled:
         """The next token, from logits [V]; `mask` [V]: what a constraint allows. Errors as in `distribution`."""
-        return self.report(self._choose(logits, mask), logits)
+        return self.report(self._choose(logits, mask, self._generator), logits)
 
     def accept(self, token: int) -> None:
         """Count a token that now belongs to the reply, for the penalties."""
@@ -96,30 +96,21 @@ class Sampler:
         alternatives.sort(key=lambda one: (-one[1], one[0]))
         return Sampled(token, float(row[token]) - whole, tuple(alternatives))
 
-    def verify(
-        self, draft_token: int, draft_probabilities: Tensor | None, logits: Tensor, mask: Tensor | None = None
-    ) -> tuple[bool, int]:
-        """Whether a drafted token may stand, and the token that comes here: that one, or another in its place.
+    def guess(self, logits: Tensor, mask: Tensor | None = None, ahead: int = 0) -> int:
+        """What `draw` would give `ahead` draws from now if the logits were these [V]; nothing is drawn.
 
-        The token has the distribution of `distribution(logits, mask)`, however poor the draft: `acceptance` and
-        `residual` say how (Leviathan et al., arXiv 2211.17192). `draft_probabilities` [V]: what the draft was drawn
-        from; None for one that was not left to chance, and then a seed gives the text that it gives without drafts.
-        Errors as in `distribution`.
+        The same chance decides as will then, so that like distributions give like tokens.
         """
-        if draft_probabilities is None or self.parameters.temperature == 0:
-            token = self._choose(logits, mask)
-            return token == draft_token, token
-        target = self.distribution(logits, mask)
-        draft = draft_probabilities.detach().to("cpu", torch.float64)
-        chance = torch.rand((), generator=self._generator, dtype=torch.float64)
-        if chance < acceptance(target, draft)[draft_token]:
-            return True, draft_token
-        return False, int(draw(residual(target, draft)[None], self._generator))
+        chances = torch.Generator()
+        chances.set_state(self._generator.get_state())
+        if ahead:
+            torch.rand(ahead, generator=chances, dtype=torch.float64)
+        return self._choose(logits, mask, chances)
 
-    def _choose(self, logits: Tensor, mask: Tensor | None) -> int:
+    def _choose(self, logits: Tensor, mask: Tensor | None, chances: torch.Generator) -> int:
         if self.parameters.temperature == 0:
             return int(self._scores(logits, mask).argmax())
-        return int(draw(self.distribution(logits, mask)[None], self._generator))
+        return int(draw(self.distribution(logits, mask)[None], chances))
 
     def _scores(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """Logits [V] after penalties, bias and mask, float64."""
@@ -153,18 +144,6 @@ class Sampler:
         if parameters.min_p > 0:
             kept = min(kept, int((probabilities >= parameters.min_p * probabilities.max()).sum()))
         return kept
-
-
-def acceptance(target: Tensor, draft: Tensor) -> Tensor:
-    """The chance with which each token, drafted from `draft` [V], may stand where `target` [V] is wanted -> [V]."""
-    return torch.where(target < draft, target / draft, (target > 0).to(target.dtype))
-
-
-def residual(target: Tensor, draft: Tensor) -> Tensor:
-    """What the token is drawn from, in place of a draft that may not stand: weights [V], not all 0."""
-    missing = (target - draft).clamp(min=0)
-    # Nothing is missing where the two are equal up to rounding; then a draft hardly ever falls.
-    return missing if bool(missing.any()) else target
 
 
 def _nucleus(probabilities: Tensor, among: int, share: float) -> int:

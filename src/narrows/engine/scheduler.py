@@ -12,7 +12,8 @@ class Job:
 
     `length` tokens are known, of which `computed` are in its history; `priority`: higher goes first; `number`: the
     order of arrival; `waited`: steps since it last got a row; `slot`: it holds one; `boundaries`: lengths at which a
-    step must end, because a snapshot is wanted there.
+    step must end, because a snapshot is wanted there; `drafts`: guessed tokens behind the known ones, worth a row each
+    where there are rows to spare.
     """
 
     number: int
@@ -22,6 +23,7 @@ class Job:
     waited: int = 0
     slot: int | None = None
     boundaries: frozenset[int] = frozenset()
+    drafts: int = 0
 
     @property
     def missing(self) -> int:
@@ -52,7 +54,8 @@ def rank(job: Job, policy: Policy) -> tuple[int, int]:
 def share(jobs: Iterable[Job], policy: Policy) -> list[tuple[Job, int]]:
     """Rows of one step for jobs that hold a slot: first a row to everyone who decodes, then the rest to prefills.
 
-    The prefills of the highest rank get equal shares, so that a short prompt does not wait for a long one to end.
+    The prefills of the highest rank get equal shares, so that a short prompt does not wait for a long one to end. What
+    they leave goes to drafts.
     """
     order = sorted(jobs, key=lambda job: rank(job, policy))
     left = policy.rows
@@ -68,6 +71,11 @@ def share(jobs: Iterable[Job], policy: Policy) -> list[tuple[Job, int]]:
         rows = job.most(min(left, fair))
         granted.append((job, rows))
         left -= rows
+    for place, (job, rows) in enumerate(granted):
+        if rows == job.missing:
+            drafts = min(job.drafts, left)
+            granted[place] = job, rows + drafts
+            left -= drafts
     return granted
 
 

@@ -10,6 +10,7 @@ from narrows.engine.paged_history import Contents, State
 from narrows.engine.prefix_tree import Node
 from narrows.engine.sampling import Sampler, SamplingParameters
 from narrows.engine.scheduler import Job
+from narrows.engine.speculation import Success
 from narrows.engine.text import TextStream
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Parked:
     contents: Contents | None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SequenceState:
     """One of a request's `n` answers: its tokens, and where its history is."""
 
@@ -55,9 +56,14 @@ class SequenceState:
     node: Node[State] | None = None
     parked: Parked | None = None
     siblings: list[SequenceState] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
+    success: Success = field(default_factory=Success)
     output_snapshot: Node[State] | None = None
     reused: int = 0
     cancelled: FinishReason | None = None
+
+    def __repr__(self) -> str:
+        return f"SequenceState({self.index}: {len(self.request.prompt)} + {self.produced} tokens)"
 
     @property
     def produced(self) -> int:

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from narrows.ops import native
 from narrows.ops.dtypes import wide
 
-
 # In training: oneDNN makes a kernel for every new number of rows, which takes as long as the product itself.
 _PADDED = 64
 

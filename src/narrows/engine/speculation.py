@@ -1,0 +1,101 @@
+"""Guessing the next tokens with the MTP block, so that one step of the network can confirm several (R §2.4).
+
+A draft is a row more in the next step; its logits are used only if the token drawn before it is the draft itself. So
+no token, and no seed's text, depends on a draft, and the block may be given whatever past is cheap: a sequence that
+enters a slot begins with none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from narrows.model.history import ContiguousHistory
+from narrows.model.network import Network, positions_of
+
+# Drafts whose success decides whether a sequence gets more, and how often one that gets none is tried again.
+_REMEMBERED = 16
+_RETRY_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a step computed of the sequence in `slot`: streams [R, S, d] of consecutive rows, and the token behind each.
+    `drafts`: how many guesses are wanted behind the last of them."""
+
+    slot: int
+    streams: Tensor
+    next_tokens: Sequence[int]
+    drafts: int
+
+
+class Drafter:
+    """The MTP block and its window, a slot for each of the engine's."""
+
+    def __init__(self, network: Network, slots: int, most: int) -> None:
+        """`most` drafts at once."""
+        weight = network.embed.weight
+        self._network, self._device = network, weight.device
+        self._history = ContiguousHistory.for_mtp(
+            network.config, slots=slots, dtype=weight.dtype, device=weight.device, rollback=most
+        )
+
+    def forget(self, slot: int) -> None:
+        """Another sequence comes, or rows are left out: what follows there begins anew."""
+        self._history.reset(slot)
+
+    def draft(self, followed: Sequence[Followed], guess: Callable[[int, Tensor, int], int]) -> list[list[int]]:
+        """Follow these rows, and guess what comes behind the last tokens: a list for each.
+
+        `guess(number, logits [V], ahead)`: which token the sequence of this number takes from the block's logits,
+        `ahead` tokens behind the next.
+        """
+        drafts: list[list[int]] = [[] for _ in followed]
+        streams = torch.cat([one.streams for one in followed])
+        last = self._step([one.slot for one in followed], [one.next_tokens for one in followed], streams)
+        going = [number for number, one in enumerate(followed) if one.drafts]
+        last = last[going]
+        while going:
+            for number, row in zip(going, self._network.mtp_logits(last).cpu(), strict=True):
+                drafts[number].append(guess(number, row, len(drafts[number])))
+            more = [place for place, number in enumerate(going) if len(drafts[number]) < followed[number].drafts]
+            going, last = [going[place] for place in more], last[more]
+            if going:
+                last = self._step(
+                    [followed[number].slot for number in going], [drafts[number][-1:] for number in going], last
+                )
+        for one, guessed in zip(followed, drafts, strict=True):
+            self._history.roll_back(one.slot, max(0, len(guessed) - 1))
+        return drafts
+
+    def _step(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], streams: Tensor) -> Tensor:
+        """The block over the packed rows of these slots -> its streams of every slot's last row."""
+        segments = [self._history.segment(len(rows), slot) for slot, rows in zip(slots, tokens, strict=True)]
+        flat = torch.tensor([token for rows in tokens for token in rows], device=self._device)
+        out = self._network.mtp_forward(flat, positions_of(segments, self._device), segments, streams, self._history)
+        return out[torch.tensor([segment.rows for segment in segments], device=self._device).cumsum(0) - 1]
+
+
+@dataclass
+class Success:
+    """How often a sequence's drafts stood of late, and whether more of them pay."""
+
+    rate: float = 1.0
+    tokens: int = 0
+
+    def record(self, drafted: int, stood: int) -> None:
+        """Of the drafts of one step the first `stood` stood, and the next, if there was one, fell."""
+        for place in range(min(drafted, stood + 1)):
+            self.rate += ((place < stood) - self.rate) / _REMEMBERED
+
+    def wanted(self, most: int, least_rate: float) -> int:
+        """How many drafts to make now: none where fewer than `least_rate` stood, but for a trial now and then."""
+        self.tokens += 1
+        if self.rate >= least_rate:
+            return most
+        if self.tokens >= _RETRY_TOKENS:
+            self.tokens, self.rate = 0, least_rate
+        return 0
