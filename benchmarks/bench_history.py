@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.real_source import source_tokens
 from benchmarks.record import RESULTS, record
+from narrows.engine.allocator import return_free_memory
 
 LENGTHS = (16_384, 65_536, 262_144)
 DECODED = 64
@@ -44,7 +46,7 @@ def measure(length: int) -> dict[str, Any]:
     list(_steps(core))
     core.known.tree.clear()
     gc.collect()
-    before = _resident()
+    before, peak = _resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     core.submit(Request(prompt, SamplingParameters(max_tokens=DECODED, logit_bias=ends)))
     points, decoded = list[tuple[int, int, int]](), list[float]()
     start = last = time.perf_counter()
@@ -63,6 +65,7 @@ def measure(length: int) -> dict[str, Any]:
         "prefill_s": prefilled - start,
         "decode_ms": 1e3 * sorted(decoded[1:])[len(decoded[1:]) // 2],
         "resident": points[-1][1],
+        "peak_rise": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - peak,
         "counted": points[-1][2],
         "points": points,
     }
@@ -80,6 +83,8 @@ def _counted(core: Any) -> int:
 
 
 def _resident() -> int:
+    """Without what the C library holds for nobody, which the engine gives back now and then."""
+    return_free_memory()
     return int(psutil.Process().memory_info().rss)
 
 
@@ -117,6 +122,7 @@ def main() -> None:
             f"{run['tokens']:,}",
             f"{run['counted'] / mib:,.1f}",
             f"{run['resident'] / mib:,.1f}",
+            f"{run['peak_rise'] / mib:,.0f}",
             f"{run['tokens'] / run['prefill_s']:,.0f}",
             f"{run['decode_ms']:.1f}",
         ]
@@ -126,6 +132,7 @@ def main() -> None:
         "tokens",
         "history counted, MiB",
         "resident beyond the weights, MiB",
+        "peak above that of the loaded model, MiB",
         "prefill, tokens/s",
         "decode, ms a token",
     ]

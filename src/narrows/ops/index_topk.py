@@ -7,7 +7,7 @@ from torch import Tensor
 
 from narrows.ops.dtypes import wide
 from narrows.ops.pages import Pages
-from narrows.ops.tiles import Tiles, within_budget
+from narrows.ops.tiles import CACHED, ELEMENT_BUDGET, Tiles
 from narrows.ops.topk import top_k
 
 
@@ -26,10 +26,11 @@ def index_topk(
     heads, dim = queries.shape[1:]
     queries = keys.queries(queries)
     dtype = wide(queries.dtype)
+    budget = 2 * CACHED if queries.device.type == "cpu" else ELEMENT_BUDGET
 
     def block(size: int) -> int:
         """Entries read at a time by a tile of `size` rows."""
-        return max(k, min(most, within_budget(size * heads)))
+        return max(k, min(most, budget // (size * heads)))
 
     out = []
     for run in tiles.groups(lambda size: block(size) * max(size * heads, dim)):
