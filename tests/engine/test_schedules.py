@@ -17,6 +17,7 @@ from random import Random
 import pytest
 import torch
 
+from benchmarks.record import record
 from narrows.engine.core import Core, Limits
 from narrows.engine.paged_history import PagedHistory
 from narrows.engine.sampling import SamplingParameters
@@ -204,16 +205,27 @@ def run_schedule(case: Case) -> Core:
 
 def test_every_request_is_answered_as_if_it_were_alone() -> None:
     """And over all draws, everything that could have gone wrong has happened."""
-    seen = dict.fromkeys(("reused", "parked", "evicted", "accepted"), 0)
+    seen = dict.fromkeys(("schedules", "drawn", "reused", "parked", "evicted", "drafted", "accepted"), 0)
 
     @torch.no_grad()
     def check(case: Case) -> None:
         stats = run_schedule(case).stats
-        for what in seen:
+        seen["schedules"] += 1
+        for what in list(seen)[1:]:
             seen[what] += getattr(stats, what)
 
     for_each_draw("schedules", cases(longest=1), check, count=SCHEDULES)
     assert all(seen.values()), seen
+    if SOAK:
+        rows = [[what, f"{count:,}"] for what, count in seen.items()]
+        record(
+            "schedules",
+            {"table": {"columns": ["in random schedules", "count"], "rows": rows}, "seen": seen},
+            notes=(
+                "Every sequence's tokens are those of the same request alone and cold, and its log-probabilities "
+                f"within {TOLERANCE:.0e}, in float64."
+            ),
+        )
 
 
 @pytest.fixture

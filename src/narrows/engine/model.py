@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from narrows.engine.core import Limits
 from narrows.engine.engine import Engine
 from narrows.engine.paged_history import block_tokens
 from narrows.engine.prefill import new_history, prefill
-from narrows.engine.request import SamplingParameters, check_request
+from narrows.engine.request import SamplingParameters, check_prompt, check_request
 from narrows.engine.sequence import Drawn, Event, Prefilled
 from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
@@ -169,7 +168,7 @@ class Model:
         text = "".join(generation)
         return Completion(text, generation.token_ids, generation.finish_reason)
 
-    def _events(self, token_ids: list[int], parameters: SamplingParameters) -> Iterator[Event]:
+    def _events(self, token_ids: Sequence[int], parameters: SamplingParameters) -> Iterator[Event]:
         handle = self.engine.submit(token_ids, parameters)
         try:
             yield from handle
@@ -187,26 +186,12 @@ class Model:
             return fim_prompt(self.tokenizer, prompt, suffix, layout=self.config.fim_layout)
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] if prompt else []
 
-    def _checked(self, given: Any) -> list[int]:
+    def _checked(self, given: Any) -> tuple[int, ...]:
         """The ids of a list or another sequence, a tensor or an array, as plain numbers, or UsageError."""
-        limit = self.config.max_position_embeddings
         token_ids = given.tolist() if hasattr(given, "tolist") else given
         if not isinstance(token_ids, Sequence) or isinstance(token_ids, str | bytes | bytearray):
             raise UsageError(f"{type(given).__name__} holds no token ids; give text, a flat list or a flat tensor.")
-        if len(token_ids) == 0:
-            raise UsageError("the prompt is empty; give it at least one token of text.")
-        if len(token_ids) > limit:
-            raise UsageError(f"the prompt has {len(token_ids)} tokens but the model {limit} positions; shorten it.")
-        try:
-            tokens = [operator.index(token) for token in token_ids if not isinstance(token, bool)]
-        except TypeError:
-            tokens = []
-        if len(tokens) < len(token_ids):
-            raise UsageError("token ids must be whole numbers, one behind the other; give a flat list.")
-        for token in tokens:
-            if not 0 <= token < self.config.vocab_size:
-                raise UsageError(f"token id {token} lies outside the vocabulary of {self.config.vocab_size}.")
-        return tokens
+        return check_prompt(token_ids, self.config.vocab_size, self.config.max_position_embeddings)
 
 
 def load(

@@ -96,11 +96,14 @@ def check_prompt(prompt: Sequence[Any], vocab_size: int, positions: int) -> tupl
         raise UsageError("the prompt is empty; give it at least one token of text.")
     if len(prompt) > positions:
         raise UsageError(f"the prompt has {len(prompt)} tokens but the model {positions} positions; shorten it.")
-    for token in prompt:
-        _check_kind("a token id", token, Integral, "a whole number")
-        if not 0 <= int(token) < vocab_size:
+    if not all(type(token) is int for token in prompt):  # long prompts are plain numbers: no more than a glance each
+        for token in prompt:
+            _check_kind("a token id", token, Integral, "a whole number")
+        prompt = [int(token) for token in prompt]
+    for token in (min(prompt), max(prompt)):
+        if not 0 <= token < vocab_size:
             raise UsageError(f"token id {token} lies outside the vocabulary of {vocab_size}.")
-    return tuple(map(int, prompt))
+    return tuple(prompt)
 
 
 def _check_whole(name: str, value: Any, least: int, most: int | None) -> None:
