@@ -28,6 +28,8 @@ def serves(*tensors: Tensor | None) -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """`tensor` as kernels take it: float32, contiguous, and without a gradient's record."""
+    if tensor.dtype == torch.float32 and not tensor.requires_grad and tensor.is_contiguous():
+        return tensor  # as it mostly is where a single token's time counts
     return tensor.detach().to(torch.float32).contiguous()
 
 
@@ -38,4 +40,4 @@ def result_like(tensor: Tensor) -> Tensor:
 
 def rows(tensor: Tensor) -> Tensor:
     """A contiguous [..., d] in the same memory as the rows [N, d] that kernels take."""
-    return torch.atleast_2d(tensor).flatten(0, -2)
+    return tensor if tensor.dim() == 2 else torch.atleast_2d(tensor).flatten(0, -2)
