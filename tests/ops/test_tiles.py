@@ -29,6 +29,16 @@ def test_every_row_is_in_one_tile_of_its_segment(lengths: list[int], size: int, 
     assert sorted(torch.cat([group.rows[group.real] for group in groups]).tolist()) == list(range(sum(lengths)))
 
 
+@given(lengths, st.sampled_from([1, 3, 4, 16, 60, 64]))
+def test_spans_are_the_tiles_rows_in_their_segments_order(lengths: list[int], size: int) -> None:
+    rows: list[list[int]] = [[] for _ in lengths]
+    for first, count, segment in Tiles.cut(lengths, size, CPU).spans.tolist():
+        assert 1 <= count <= size
+        rows[segment] += range(first, first + count)
+    assert [len(found) for found in rows] == lengths
+    assert [row for found in rows for row in found] == list(range(sum(lengths)))
+
+
 @given(lengths)
 def test_a_decoded_token_beside_a_chunk_is_one_row(lengths: list[int]) -> None:
     cut = Tiles.cut(lengths, 64, CPU)

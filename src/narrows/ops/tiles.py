@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,6 +68,11 @@ class Tiles:
             taken += row.numel()
         slots = torch.arange(int(length.sum())) + (base - first).repeat_interleave(length)
         return Tiles(tuple(runs), slots.to(device))
+
+    @cached_property
+    def spans(self) -> Tensor:
+        """Every tile's first row, number of rows and segment: int64 [T, 3], a segment's tiles in their order."""
+        return torch.cat([torch.stack((run.rows[:, 0], run.real.sum(1), run.segment), dim=1) for run in self.runs])
 
     def groups(self, elements: Callable[[int], int]) -> Iterator[Run]:
         """All tiles in order, in groups whose intermediates stay within the element budget.
