@@ -6,8 +6,7 @@ import ctypes
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +21,10 @@ from narrows.ops.cross_entropy import IGNORED, linear_cross_entropy
 from narrows.ops.experts import experts, swiglu
 from narrows.ops.hyper import hyper_collapse, hyper_post, hyper_pre, sinkhorn
 from narrows.ops.norm import rms_norm
+from tests.ops.computed import Draw, Outcome, assert_close, kernels, normal, threads
 
 if native.kernels is None and not any(map(shutil.which, ("c++", "g++", "clang++"))):
     pytest.skip("narrows was installed without a C++ compiler", allow_module_level=True)
-kernels: Any = native.kernels
 assert kernels is not None, "there is a C++ compiler, and the kernels are not there: see `pip install -v -e .`"
 
 KERNELS = [
@@ -33,41 +32,6 @@ KERNELS = [
 ]
 
 seeds = st.integers(0, 2**31)
-Draw = Callable[..., Tensor]
-
-
-def normal(seed: int) -> Draw:
-    """Normal float32 tensors of given shapes."""
-    random = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(shape, generator=random)
-
-
-@contextmanager
-def computed(by: str) -> Iterator[None]:
-    """Within, by the kernels of an instruction set, or by the `reference`, as where there are no kernels."""
-    before = kernels.instruction_set()
-    with pytest.MonkeyPatch.context() as patch:
-        if by == "reference":
-            patch.setattr(native, "kernels", None)
-        else:
-            kernels.use(by)
-        yield
-    kernels.use(before)
-
-
-# One setting for all draws of a test is meant, which is what hypothesis asks the scope for.
-@pytest.fixture(scope="class", params=kernels.instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each that this machine has."""
-    with computed(request.param):
-        yield
-
-
-@pytest.fixture(scope="class", params=[*kernels.instruction_sets(), "reference"])
-def anything(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each of them, and the references."""
-    with computed(request.param):
-        yield
 
 
 @dataclass
@@ -78,7 +42,7 @@ class Case:
     rows: list[Tensor]
     shared: list[Tensor] = field(default_factory=list)
 
-    def outcome(self, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
+    def outcome(self, dtype: torch.dtype = torch.float32) -> Outcome:
         """Results, and gradients of all inputs for a direction that is the same in every row."""
         leaves = [tensor.to(dtype).detach().requires_grad_() for tensor in (*self.rows, *self.shared)]
         results = self.function(*leaves)
@@ -152,15 +116,6 @@ def head(draw: Draw, rows: int, width: int) -> Case:
 
 ROW_BY_ROW = [norm, norm_without_weight, mixing, reading, collapsing, spreading, gating]
 ALL = [*ROW_BY_ROW, expert_layer, head]
-
-
-def assert_close(got: tuple[list[Tensor], list[Tensor]], wanted: tuple[list[Tensor], list[Tensor]]) -> None:
-    """As close as float32 can be to what float64 gave, by the size of what each tensor holds."""
-    for ours, exact in zip((*got[0], *got[1]), (*wanted[0], *wanted[1]), strict=True):
-        assert ours.dtype == torch.float32
-        assert ours.shape == exact.shape
-        if exact.numel():
-            assert (ours.double() - exact).abs().max() <= 2e-5 * (1 + exact.abs().max())
 
 
 # -- the same as the reference --------------------------------------------------------------------------------------
@@ -263,11 +218,8 @@ def test_a_row_of_logits_alone_loses_what_it_loses_in_any_batch(
 
 def on_threads(count: int, case: Case) -> list[Tensor]:
     """Results and gradients, but of what rows share only a norm's weight: others are PyTorch's own sums."""
-    torch.set_num_threads(count)
-    try:
+    with threads(count):
         results, gradients = case.outcome()
-    finally:
-        torch.set_num_threads(1)
     ours = len(case.rows) + (len(case.shared) == 1)
     return [*results, *gradients[:ours]]
 
