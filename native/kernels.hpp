@@ -9,6 +9,22 @@ namespace narrows {
 
 constexpr int STREAMS = 4;  // hc_mult: other numbers are left to the references
 
+// What attention is called with: N rows of H heads and c channels in T tiles, which are consecutive rows of a segment.
+struct Attention {
+    std::int64_t heads, dim;
+    const float *q, *sink;                 // [N, H, c], [H]
+    const float* window;                   // [M, c]; row n attends to first[n] .. last[n]
+    const std::int64_t *first, *last;      // [N]
+    const std::int64_t* tiles;             // [T, 3]: first row, number of rows, segment
+    const float* storage;                  // [E, c], or null: there are no entries
+    const std::int64_t* table;             // [S, blocks]: the first row of every block of `block` entries
+    std::int64_t blocks, block;
+    const std::int64_t* visible;           // [N]
+    const std::int64_t* selected;          // [N, chosen], or null: all that are visible
+    std::int64_t chosen;
+    std::int64_t window_keys, entry_keys;  // of a tile, at most
+};
+
 struct Kernels {
     // streams [N, 4, d], fn [M, 4·d], base [4] -> out [N, d], mixes [N, M], inverse [N]
     void (*hyper_read)(std::int64_t begin, std::int64_t end, std::int64_t d, std::int64_t mixes_count,
@@ -51,6 +67,15 @@ struct Kernels {
     // losses [N]
     void (*cross_entropy)(std::int64_t begin, std::int64_t end, std::int64_t vocab, float* logits,
                           const std::int64_t* targets, float* losses);
+    // Bytes that a thread needs to work in.
+    std::int64_t (*attention_memory)(const Attention& a, bool gradient);
+    // One tile -> its rows of out [N, H, c]
+    void (*attention)(const Attention& a, std::int64_t tile, char* memory, float* out);
+    // -> its rows of by_q [N, H, c], what it adds to by_sink [H]; what it adds to its keys stays in the memory
+    void (*attention_gradient)(const Attention& a, std::int64_t tile, char* memory, const float* by_out, float* by_q,
+                               float* by_sink);
+    // what stayed there is added to by_window [M, c] and by_entries [E, c]
+    void (*attention_add)(const Attention& a, std::int64_t tile, char* memory, float* by_window, float* by_entries);
 };
 
 namespace portable {

@@ -10,24 +10,15 @@
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
+#include "attention_tiles.hpp"
 #include "kernels.hpp"
 #include "threads.hpp"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace narrows {
 namespace {
-
-using In1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using In2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using In3 = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Out1 = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Out2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Out3 = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Rows = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
-using OutRows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
-using Targets = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 constexpr std::int64_t IGNORED = -100;  // the target of a row that counts nothing
 constexpr std::int64_t PART = 64;  // rows a thread takes at a time
@@ -55,17 +46,11 @@ Choice& choice() {
     return chosen;
 }
 
+}  // namespace
+
 const Kernels& k() { return *choice().kernels; }
 
-void require(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(std::string("shapes do not fit: ") + what);
-}
-
-template <typename Array>
-void is(const Array& array, std::initializer_list<std::int64_t> shape, const char* name) {
-    std::size_t i = 0;
-    for (std::int64_t size : shape) require(static_cast<std::int64_t>(array.shape(i++)) == size, name);
-}
+namespace {
 
 void hyper_read(In3 streams, In2 fn, In1 base, float scale, float eps, float norm_eps, Out2 out, Out2 mixes,
                 Out1 inverse) {
@@ -240,7 +225,7 @@ void swiglu_gradient(Rows gate, Rows up, float limit, In2 by_result, OutRows by_
     });
 }
 
-void cross_entropy(Out2 logits, Targets targets, Out1 losses) {
+void cross_entropy(Out2 logits, Integers1 targets, Out1 losses) {
     const std::int64_t rows = logits.shape(0), vocab = logits.shape(1);
     is(targets, {rows}, "targets [N]");
     is(losses, {rows}, "losses [N]");
@@ -303,6 +288,8 @@ NB_MODULE(_native, m) {
     define(m, "swiglu", &swiglu);
     define(m, "swiglu_gradient", &swiglu_gradient);
     define(m, "cross_entropy", &cross_entropy);
+    define(m, "attention", &attention);
+    define(m, "attention_gradient", &attention_gradient);
 }
 
 }  // namespace narrows

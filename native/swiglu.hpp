@@ -3,24 +3,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "vector.hpp"
 
 namespace narrows::NARROWS_ISA {
-
-// Takes up to WIDTH floats, so that what no vector fills is computed like the rest.
-inline Vec load_part(const float* from, std::int64_t count) {
-    float lanes[WIDTH] = {};
-    std::memcpy(lanes, from, sizeof(float) * count);
-    return load(lanes);
-}
-
-inline void store_part(float* to, Vec value, std::int64_t count) {
-    float lanes[WIDTH];
-    store(lanes, value);
-    std::memcpy(to, lanes, sizeof(float) * count);
-}
 
 // What is not a number stays so.
 inline Vec clamp(Vec x, float limit) { return most(all(-limit), least(all(limit), x)); }

@@ -23,6 +23,19 @@ typedef float Unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_a
 
 inline Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<Unaligned*>(to) = value; }
+// Up to WIDTH floats, so that what no vector fills is computed like the rest.
+inline Vec load_part(const float* from, std::int64_t count) {
+    float lanes[WIDTH] = {};
+    std::memcpy(lanes, from, sizeof(float) * count);
+    return load(lanes);
+}
+
+inline void store_part(float* to, Vec value, std::int64_t count) {
+    float lanes[WIDTH];
+    store(lanes, value);
+    std::memcpy(to, lanes, sizeof(float) * count);
+}
+
 inline Vec all(float value) { return value - Vec{}; }
 // The second where one of them is not a number.
 inline Vec least(Vec a, Vec b) { return a < b ? a : b; }

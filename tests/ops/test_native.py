@@ -21,6 +21,9 @@ from narrows.ops.cross_entropy import IGNORED, linear_cross_entropy
 from narrows.ops.experts import experts, swiglu
 from narrows.ops.hyper import hyper_collapse, hyper_post, hyper_pre, sinkhorn
 from narrows.ops.norm import rms_norm
+from narrows.ops.pages import Pages
+from narrows.ops.sparse_attention import Entries, Window, sparse_attention
+from narrows.ops.tiles import Tiles
 from tests.ops.computed import Draw, Outcome, assert_close, kernels, normal, threads
 
 if native.kernels is None and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -114,7 +117,19 @@ def head(draw: Draw, rows: int, width: int) -> Case:
     return Case(lambda x, weight: linear_cross_entropy(x, weight, targets), [draw(rows, 8)], [draw(width, 8)])
 
 
-ROW_BY_ROW = [norm, norm_without_weight, mixing, reading, collapsing, spreading, gating]
+def attending(draw: Draw, rows: int, width: int) -> Case:
+    """A segment a row (one at least), each with an entry of its own: test_native_attention.py draws all others."""
+    rows = max(rows, 1)
+
+    def attend(q: Tensor, kv: Tensor, stored: Tensor, sink: Tensor) -> Tensor:
+        tiles, number = Tiles.cut([1] * q.shape[0], 1, torch.device("cpu")), torch.arange(q.shape[0])
+        entries = Entries(Pages(stored, number[:, None], 1), torch.ones_like(number), 1, None)
+        return sparse_attention(q, Window(kv, number, number, 1), entries, sink, tiles, tiles)
+
+    return Case(attend, [draw(rows, 3, width), draw(rows, width), draw(rows, width)], [draw(3)])
+
+
+ROW_BY_ROW = [norm, norm_without_weight, mixing, reading, collapsing, spreading, gating, attending]
 ALL = [*ROW_BY_ROW, expert_layer, head]
 
 
@@ -296,7 +311,7 @@ def test_extreme_logits_have_a_loss(seed: int, vocab: int, size: float) -> None:
 
 # -- arguments that do not fit --------------------------------------------------------------------------------------
 
-N, D = 3, 5
+N, D, H = 3, 5, 2
 
 
 def arguments(kernel: str) -> list[Any]:
@@ -304,6 +319,11 @@ def arguments(kernel: str) -> list[Any]:
     zeros, mixes = torch.zeros, 24
     streams, fn, out, by_out = zeros(N, 4, D), zeros(mixes, 4 * D), zeros(N, D), zeros(N, D)
     post, comb, rows = zeros(N, 4), zeros(N, 4, 4), zeros(N)
+    integers = torch.tensor
+    attended = [
+        *(zeros(N, H, D), zeros(N, D), integers([0, 0, 2]), integers([0, 1, 2]), integers([[0, 2, 0], [2, 1, 1]])),
+        *(zeros(4, D), integers([[0], [2]]), 2, integers([0, 1, 2]), integers([[-1], [0], [1]]), zeros(H)),
+    ]
     fitting: dict[str, list[Any]] = {
         "hyper_read": [streams, fn, zeros(4), 1.0, 1e-6, 1e-6, out, zeros(N, mixes), rows],
         "hyper_read_gradient": [
@@ -322,6 +342,11 @@ def arguments(kernel: str) -> list[Any]:
         "rms_norm_gradient": [out, zeros(D), rows, by_out, zeros(N, D), zeros(D)],
         "swiglu": [out, by_out, 1.0, zeros(N, D)],
         "swiglu_gradient": [out, by_out, 1.0, zeros(N, D), zeros(N, D), zeros(N, D), zeros(N, D)],
+        "attention": [*attended, zeros(N, H, D)],
+        "attention_gradient": [
+            *(*attended, zeros(N, H, D)),
+            *(zeros(N, H, D), zeros(N, D), zeros(4, D), zeros(H)),
+        ],
         "cross_entropy": [zeros(N, D), torch.tensor([0, D - 1, IGNORED]), rows],
     }
     return fitting[kernel]
@@ -338,6 +363,13 @@ MISFITS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+# Nobody attends to the window's row more, nor the storage's or the table's.
+FITTING_ALL_THE_SAME = [
+    *(("attention", "a row more", place) for place in (1, 5, 6)),
+    ("attention_gradient", "a row more", 6),
+]
+
+
 @pytest.mark.parametrize("misfit", MISFITS)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_tensors_that_do_not_fit_are_refused(kernel: str, misfit: str) -> None:
@@ -345,7 +377,7 @@ def test_tensors_that_do_not_fit_are_refused(kernel: str, misfit: str) -> None:
     function = getattr(kernels, kernel)
     assert function(*arguments(kernel)) is None
     for place, argument in enumerate(arguments(kernel)):
-        if isinstance(argument, Tensor):
+        if isinstance(argument, Tensor) and (kernel, misfit, place) not in FITTING_ALL_THE_SAME:
             passed = arguments(kernel)
             passed[place] = MISFITS[misfit](argument)
             with pytest.raises((TypeError, ValueError)):
@@ -369,5 +401,22 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
     logits, _, losses = arguments("cross_entropy")
     with pytest.raises(ValueError, match="targets of the vocabulary"):
         kernels.cross_entropy(logits, torch.tensor([0, D, 0]), losses)
+    for place, numbers, match in [
+        (2, [0, -1, 2], "rows of the window"),
+        (3, [0, 3, 2], "rows of the window"),
+        (4, [[0, 2, 0], [1, 2, 1]], "every row once"),
+        (4, [[0, 3, 0], [3, 0, 1]], "rows that there are"),
+        (4, [[0, 2, 0], [2, 2, 1]], "rows that there are"),
+        (4, [[-1, 2, 0], [1, 1, 1]], "rows that there are"),
+        (4, [[0, 2, 0], [2, 1, 2]], "all segments"),
+        (6, [[0], [3]], "in the storage"),
+        (6, [[-1], [2]], "in the storage"),
+        (8, [0, 1, 3], "in the table"),
+    ]:
+        for kernel in ("attention", "attention_gradient"):
+            passed = arguments(kernel)
+            passed[place] = torch.tensor(numbers)
+            with pytest.raises(ValueError, match=match):
+                getattr(kernels, kernel)(*passed)
     with pytest.raises(ValueError, match="this machine has no abacus"):
         kernels.use("abacus")

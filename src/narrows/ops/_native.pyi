@@ -70,3 +70,37 @@ def swiglu_gradient(
     /,
 ) -> None: ...
 def cross_entropy(logits: Tensor, targets: Tensor, losses: Tensor, /) -> None: ...
+def attention(
+    q: Tensor,
+    window: Tensor,
+    first: Tensor,
+    last: Tensor,
+    tiles: Tensor,
+    storage: Tensor | None,
+    table: Tensor | None,
+    block: int,
+    visible: Tensor | None,
+    selected: Tensor | None,
+    sink: Tensor,
+    out: Tensor,
+    /,
+) -> None: ...
+def attention_gradient(
+    q: Tensor,
+    window: Tensor,
+    first: Tensor,
+    last: Tensor,
+    tiles: Tensor,
+    storage: Tensor | None,
+    table: Tensor | None,
+    block: int,
+    visible: Tensor | None,
+    selected: Tensor | None,
+    sink: Tensor,
+    by_out: Tensor,
+    by_q: Tensor,
+    by_window: Tensor,
+    by_storage: Tensor | None,
+    by_sink: Tensor,
+    /,
+) -> None: ...

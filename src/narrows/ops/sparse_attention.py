@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from narrows.ops import native
 from narrows.ops.dtypes import wide
 from narrows.ops.pages import Pages
+from narrows.ops.row_format import Plain
 from narrows.ops.tiles import Run, Tiles
 
 
@@ -48,15 +50,12 @@ def sparse_attention(
 
     q [N, H, c], sink [H] -> [N, H, c] in q's dtype; scores and sums are float32 at least. `tiles` cuts the rows for
     keys shared by a tile, `single_rows` one row a tile, for keys gathered per row. The gradient computes the
-    weights again, so that nothing is kept but the arguments.
+    weights again, so that nothing is kept but the arguments; where it is wanted, segments share no keys.
     """
-    per_row = (
-        entries is not None and entries.selected is not None and entries.most > _DENSE_UP_TO * entries.selected.shape[1]
-    )
     storage = None if entries is None else entries.pages.storage
     shapes = replace(window, storage=_shape_of(window.storage))
     entry_shapes = entries and replace(entries, pages=replace(entries.pages, storage=_shape_of(entries.pages.storage)))
-    scene = _Scene(shapes, entry_shapes, single_rows if per_row else tiles, per_row)
+    scene = _Scene(shapes, entry_shapes, tiles, single_rows)
     result: Tensor = _SparseAttention.apply(q, window.storage, storage, sink, scene)
     return result
 
@@ -80,6 +79,10 @@ class _Keys:
         return torch.cat(keys, dim=1)
 
 
+_Maybe = Tensor | None
+_Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, _Maybe, _Maybe, int, _Maybe, _Maybe, Tensor]
+
+
 @dataclass(frozen=True)
 class _Scene:
     """Who attends to what; the same in forward and backward. Storages are shapes here: data are the function's own."""
@@ -87,7 +90,46 @@ class _Scene:
     window: Window
     entries: Entries | None
     tiles: Tiles
-    per_row: bool
+    single_rows: Tiles
+
+    @property
+    def per_row(self) -> bool:
+        """Whether keys are gathered for every row; kernels find out tile by tile what a tile's rows share."""
+        entries = self.entries
+        if entries is None or entries.selected is None:
+            return False
+        return entries.most > _DENSE_UP_TO * entries.selected.shape[1]
+
+    @property
+    def cut(self) -> Tiles:
+        return self.single_rows if self.per_row else self.tiles
+
+    def native_serves(self, q: Tensor, window: Tensor, entries: Tensor | None, *others: Tensor) -> bool:
+        """Kernels read entries where they are stored: a cache that holds anything but float32 would have to be
+        converted as a whole."""
+        cached = None if self.entries is None else self.entries.pages.format
+        if cached is not None and cached != Plain(q.shape[-1], torch.float32):
+            return False
+        return native.serves(q, window, entries, *others)
+
+    def arguments(self, q: Tensor, window: Tensor, entries: Tensor | None, sink: Tensor) -> _Arguments:
+        """What both kernels take, but for results and the gradient of the output."""
+        pages = None if self.entries is None else self.entries.pages
+        visible = None if self.entries is None else self.entries.visible.contiguous()
+        selected = None if self.entries is None else self.entries.selected
+        return (
+            native.plain(q),
+            native.plain(window),
+            self.window.first.contiguous(),
+            self.window.last.contiguous(),
+            self.tiles.spans,
+            None if entries is None else native.plain(entries),
+            None if pages is None else pages.table.contiguous(),
+            1 if pages is None else pages.block,
+            visible,
+            None if selected is None else selected.contiguous(),
+            native.plain(sink),
+        )
 
     def groups(self, shape: torch.Size, dtype: torch.dtype) -> Iterator[tuple[Run, _Keys]]:
         """Groups of tiles within the element budget, and their keys, for queries of `shape` [N, H, c]."""
@@ -96,7 +138,7 @@ class _Scene:
         extra = 1
         if self.entries is not None:
             extra += selected.shape[1] if self.per_row and selected is not None else self.entries.most
-        for run in self.tiles.groups(lambda size: (self._width(size) + extra) * max(size * heads, dim)):
+        for run in self.cut.groups(lambda size: (self._width(size) + extra) * max(size * heads, dim)):
             yield run, self._keys(run, dtype)
 
     def _width(self, size: int) -> int:
@@ -136,26 +178,38 @@ class _SparseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, window: Tensor, entries: Tensor | None, sink: Tensor, scene: _Scene) -> Tensor:
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(q, window, entries, sink)
+            ctx.scene = scene
+        if scene.native_serves(q, window, entries, sink):
+            result = native.result_like(q)
+            native.kernels.attention(*scene.arguments(q, window, entries, sink), result)
+            return result.to(q.dtype)
         out = []
         for run, plan in scene.groups(q.shape, wide(q.dtype)):
             queries, keys = _queries(q, run), plan.gather(window, entries, wide(q.dtype))
             values = torch.bmm(_weights(queries, keys, plan.blocked, sink), keys)
             out.append(values.view(*run.rows.shape, *q.shape[1:]).to(q.dtype))
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, window, entries, sink)
-            ctx.scene = scene
-        return scene.tiles.untile(out)
+        return scene.cut.untile(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor, None]:
         q, window, entries, sink = ctx.saved_tensors
+        scene: _Scene = ctx.scene
         dtype = wide(q.dtype)
-        by_q = []
+        if scene.native_serves(q, window, entries, sink, gradient):
+            by_q, by_window, by_sink = map(native.result_like, (q, window, sink))
+            by_entries = None if entries is None else native.result_like(entries)
+            native.kernels.attention_gradient(
+                *scene.arguments(q, window, entries, sink), native.plain(gradient), by_q, by_window, by_entries, by_sink
+            )
+            return _as_given(by_q, by_window, by_entries, by_sink, ctx.saved_tensors)
+        tiled = []
         by_window = torch.zeros_like(window, dtype=dtype)
         by_entries = None if entries is None else torch.zeros_like(entries, dtype=dtype)
         by_sink = torch.zeros_like(sink, dtype=dtype)
-        for run, plan in ctx.scene.groups(q.shape, dtype):
+        for run, plan in scene.groups(q.shape, dtype):
             queries, keys = _queries(q, run), plan.gather(window, entries, dtype)
             weights = _weights(queries, keys, plan.blocked, sink)
             upper = _tiled(gradient, run)
@@ -163,19 +217,28 @@ class _SparseAttention(torch.autograd.Function):
             by_scores = torch.bmm(upper, keys.mT)
             by_scores.sub_(torch.linalg.vecdot(by_scores, weights)[..., None]).mul_(weights)
             by_keys = torch.bmm(weights.mT, upper).baddbmm_(by_scores.mT, queries)
-            by_q.append(torch.bmm(by_scores, keys).mul_(q.shape[-1] ** -0.5).view(*run.rows.shape, *q.shape[1:]))
+            tiled.append(torch.bmm(by_scores, keys).mul_(q.shape[-1] ** -0.5).view(*run.rows.shape, *q.shape[1:]))
             by_sink += by_scores[..., -1].view(-1, sink.shape[0]).sum(0)
             width = plan.window.shape[1]
             by_window.index_add_(0, plan.window.flatten(), by_keys[:, :width].flatten(0, 1))
             if by_entries is not None and plan.entries is not None:
                 by_entries.index_add_(0, plan.entries.flatten(), by_keys[:, width:-1].flatten(0, 1))
-        return (
-            ctx.scene.tiles.untile(by_q).to(q.dtype),
-            by_window.to(window.dtype),
-            None if by_entries is None or entries is None else by_entries.to(entries.dtype),
-            by_sink.to(sink.dtype),
-            None,
-        )
+        by_q = scene.cut.untile(tiled)
+        return _as_given(by_q, by_window, by_entries, by_sink, ctx.saved_tensors)
+
+
+def _as_given(
+    by_q: Tensor, by_window: Tensor, by_entries: Tensor | None, by_sink: Tensor, given: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, None]:
+    """The gradients in the dtypes of what they belong to."""
+    q, window, entries, sink = given
+    return (
+        by_q.to(q.dtype),
+        by_window.to(window.dtype),
+        None if by_entries is None else by_entries.to(entries.dtype),
+        by_sink.to(sink.dtype),
+        None,
+    )
 
 
 def _weights(queries: Tensor, keys: Tensor, blocked: Tensor, sink: Tensor) -> Tensor:
