@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import torch
 
 from narrows.engine.core import Limits
 from narrows.engine.engine import Engine
+from narrows.engine.grammar import Grammar
+from narrows.engine.model import load
 from narrows.engine.sampling import SamplingParameters
 from narrows.engine.sequence import Drawn, Event, Finished
 from narrows.errors import NarrowsError, UsageError
@@ -170,3 +173,36 @@ def test_an_idle_engine_takes_no_time(network: Network) -> None:
         before = time.process_time()
         time.sleep(0.3)
         assert time.process_time() - before < 0.15
+
+
+def test_what_is_no_grammar_of_this_engine_is_refused() -> None:
+    model = load()
+    with (
+        Engine(model.network, model.tokenizer, LIMITS) as engine,
+        Engine(model.network, model.tokenizer, LIMITS) as other,
+    ):
+        ours = Grammar.regex(engine.vocabulary, "[0-9]{3}")
+        for options, message in (
+            ({"grammar": {"type": "object"}}, "grammar is .*; make one with"),
+            ({"grammar": Grammar.regex(other.vocabulary, "a")}, "made with another vocabulary"),
+            ({"grammar_after": 5}, "grammar_after is given without a grammar"),
+            ({"grammar": ours, "grammar_after": -1}, "grammar_after is -1; give a token id below"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                engine.submit([5], SamplingParameters(), **options)  # type: ignore[arg-type]
+        tokens = tokens_of(engine.submit([5], SamplingParameters(max_tokens=20), grammar=ours))
+        assert re.fullmatch("[0-9]{3}", model.tokenizer.decode(tokens))
+
+
+def test_a_handle_has_one_reader(network: Network) -> None:
+    with Engine(network, limits=LIMITS) as engine:
+        handle = engine.submit(PROMPTS[0], SamplingParameters(max_tokens=3))
+        assert len(list(handle)) > 0
+        with pytest.raises(NarrowsError, match="has a reader already"):
+            list(handle)
+
+
+@pytest.mark.parametrize("cache", ["fp8", "int4", 5])
+def test_caches_that_there_are_not_are_refused(network: Network, cache: object) -> None:
+    with pytest.raises(UsageError, match=r"cache is .*, which no history is kept in; choose float32, bf16, official"):
+        Engine(network, limits=LIMITS, cache=cache)  # type: ignore[arg-type]

@@ -344,21 +344,6 @@ def test_reasoning_is_free_and_what_follows_is_not(thought: list[int], random: R
     assert tokens is None or satisfies(json.loads(EMBEDDED.decode(tokens)), NUMBERS)
 
 
-@given(randoms, st.booleans())
-@settings(max_examples=scaled(20))
-def test_a_clone_goes_its_own_way(random: Random, thinks: bool) -> None:
-    state = GrammarState(Grammar.json_schema(VOCABULARY, NUMBERS), after=THOUGHT if thinks else None)
-    for token in [THOUGHT] * thinks + EMBEDDED.encode("[12, 3"):
-        before, ends = state.mask(), state.may_end
-        clone = state.clone()
-        assert torch.equal(clone.mask(), before)
-        walk(clone, random) if not thinks else clone.advance(token)
-        assert (torch.equal(state.mask(), before), state.may_end) == (True, ends)
-        state.advance(token)
-        thinks = False
-    assert walk(state, random) is not None
-
-
 def test_the_end_can_be_followed_too() -> None:
     state = GrammarState(Grammar.regex(VOCABULARY, "a"))
     (token,) = EMBEDDED.encode("a")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def return_free_memory() -> None:
@@ -11,6 +14,5 @@ def return_free_memory() -> None:
     A long prompt's temporary tensors change their sizes from step to step, and what is freed fits what is asked for
     less and less: without this a process keeps many times the history that it was computing.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
+    if _trim is not None:
+        _trim(ctypes.c_size_t(0))

@@ -52,7 +52,8 @@ _End = tuple[FinishReason, Exception | None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Memory and sharing. `slots`: sequences that run at once; `memory`: bytes for their states, blocks and snapshots;
+    """Memory and sharing. `slots`: sequences that run at once; `memory`: bytes for their states, blocks and snapshots
+    (the MTP block's windows, if there are `drafts`, come on top: one window a slot);
     `snapshot_every`: tokens of a long prompt between snapshots; `drafts`: tokens that the MTP block guesses ahead, for
     sequences of whose guesses at least the share `draft_rate` came true of late."""
 
@@ -71,9 +72,9 @@ class Limits:
                 raise UsageError(f"{name} is {value!r}; give the engine a whole number from 1.")
         if not 0 <= self.snapshot_share < 1:
             raise UsageError(f"snapshot_share is {self.snapshot_share!r}; give a number from 0 to below 1.")
-        if isinstance(self.drafts, bool) or self.drafts not in range(MOST_DRAFTS + 1):
+        if type(self.drafts) is not int or not 0 <= self.drafts <= MOST_DRAFTS:
             raise UsageError(f"drafts is {self.drafts!r}; give a whole number from 0 to {MOST_DRAFTS}.")
-        if not 0 <= self.draft_rate <= 1:
+        if not isinstance(self.draft_rate, int | float) or not 0 <= self.draft_rate <= 1:
             raise UsageError(f"draft_rate is {self.draft_rate!r}; give a number from 0 to 1.")
 
 
@@ -118,7 +119,7 @@ class Core:
         kept: dict[str, Any] = {"dtype": weight.dtype, "precision": cache, "rollback": drafts}
         try:
             shape = PagedHistory(network.config, slots=0, blocks=0, **kept)
-        except ValueError as error:
+        except ValueError as error:  # which only a precision of its own can be the reason of
             raise UsageError(f"this model has no {cache} cache ({error}); choose another, or none.") from None
         snapshots = int(limits.memory * limits.snapshot_share)
         left = limits.memory - snapshots - limits.slots * shape.slot_bytes
@@ -184,6 +185,7 @@ class Core:
         for job in (*self._running, *self._waiting):
             job.waited += 1
         if not granted:
+            self._tidy(0)
             return events
         taking_part = [(self._running[job], rows) for job, rows in granted]
         for sequence, _ in taking_part:
@@ -196,10 +198,7 @@ class Core:
             return events + [self._end(sequence, "error", error) for sequence, _ in taking_part]
         for (sequence, rows), drawn_from in zip(taking_part, logits, strict=True):
             events += self._advance(sequence, rows, drawn_from)
-        self._untidied += sum(rows for _, rows in taking_part)
-        if self._untidied >= _TIDY_EVERY or (self.idle and self._untidied >= self.limits.policy.rows):
-            self._untidied = 0
-            return_free_memory()
+        self._tidy(sum(rows for _, rows in taking_part))
         if self._drafter is not None:
             self._draft(
                 [
@@ -209,6 +208,13 @@ class Core:
                 ]
             )
         return events
+
+    def _tidy(self, rows: int) -> None:
+        """Hand memory back after many rows, and where nothing is left to do."""
+        self._untidied += rows
+        if self._untidied >= _TIDY_EVERY or (self.idle and self._untidied >= self.limits.policy.rows):
+            self._untidied = 0
+            return_free_memory()
 
     @torch.inference_mode()
     def _forward(self, taking_part: list[tuple[SequenceState, int]]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -281,7 +287,7 @@ class Core:
             ended = sampled.token == self.network.config.eos_token_id
             if sequence.grammar is not None and not ended:
                 sequence.grammar.advance(sampled.token)
-        except NarrowsError as error:
+        except Exception as error:  # whatever it was: it is this sequence's, and ends no other
             return [], ("error", error)
         token = sampled.token
         sequence.sampler.accept(token)
@@ -320,16 +326,19 @@ class Core:
             members.append(sequence)
             followed.append(Followed(job.slot, streams[-rows:], sequence.tokens[-rows:], most))
 
-        def guess(number: int, logits: Tensor, ahead: int) -> int:
+        def guess(number: int, logits: Tensor, ahead: int) -> int | None:
             sequence = members[number]
-            mask = sequence.grammar.mask() if sequence.grammar is not None and not ahead else None
-            return sequence.sampler.guess(logits, mask, ahead)
+            try:
+                mask = sequence.grammar.mask() if sequence.grammar is not None and not ahead else None
+                return sequence.sampler.guess(logits, mask, ahead)
+            except NarrowsError:  # which the draw will report, if it is still so
+                return None
 
         if not members:
             return
         try:
             drafts = self._drafter.draft(followed, guess)
-        except Exception as error:  # guesses are worth no request
+        except Exception as error:  # the block itself fails: guesses are worth no request
             _log.warning("drafting failed and is off from now on (%s).", error)
             self._drafter = None
             return

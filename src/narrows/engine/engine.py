@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from narrows.engine.core import Core, Limits
@@ -100,6 +100,8 @@ class Engine:
         is no such precision, NarrowsError when there can be no such directory."""
         self._core = Core(network, tokenizer, limits or Limits(), prefixes=prefixes, cache=_precision(cache))
         self._wake = threading.Condition()
+        self._making_vocabulary = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
         self._inbox: list[tuple[Callable[[], Any], queue.SimpleQueue[tuple[Any, Exception | None]] | None]] = []
         self._handles: dict[SequenceState, Handle] = {}
         self._closed = False
@@ -126,7 +128,7 @@ class Engine:
         config = self._core.network.config
         prompt = check_prompt(prompt, config.vocab_size, config.max_position_embeddings)
         deadline = None if timeout is None else time.monotonic() + timeout
-        request = Request(prompt, parameters, priority, deadline, _followed(grammar, grammar_after))
+        request = Request(prompt, parameters, priority, deadline, self._followed(grammar, grammar_after))
         handle = Handle(self)
 
         def begin() -> None:
@@ -137,14 +139,34 @@ class Engine:
         self._call(begin)
         return handle
 
-    @cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
         """The tokenizer as grammars need it, made when it is first asked for. UsageError without a tokenizer."""
         from narrows.engine.grammar import Vocabulary
 
         if self._core.tokenizer is None:
             raise UsageError("this engine has no tokenizer, which a grammar needs; give it one.")
-        return Vocabulary(self._core.tokenizer, self._core.network.config.vocab_size)
+        with self._making_vocabulary:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self._core.tokenizer, self._core.network.config.vocab_size)
+        return self._vocabulary
+
+    def _followed(self, grammar: Any, after: Any) -> Callable[[], GrammarState] | None:
+        """What makes a fresh state of the grammar for every sequence. UsageError for what is no grammar of ours."""
+        if grammar is None:
+            if after is not None:
+                raise UsageError("grammar_after is given without a grammar; give both, or neither.")
+            return None
+        from narrows.engine.grammar import Grammar, GrammarState
+
+        if not isinstance(grammar, Grammar):
+            raise UsageError(f"grammar is {grammar!r}; make one with Grammar.json_schema, regex, lark or tool_calls.")
+        if grammar.vocabulary is not self.vocabulary:
+            raise UsageError("the grammar was made with another vocabulary; make it with this engine's.")
+        size = self._core.network.config.vocab_size
+        if after is not None and (type(after) is not int or not 0 <= after < size):
+            raise UsageError(f"grammar_after is {after!r}; give a token id below {size}, or None.")
+        return partial(GrammarState, grammar, after)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the beginning, and what memory holds now."""
@@ -245,21 +267,11 @@ class Engine:
                 del self._handles[event.sequence]
 
 
-def _followed(grammar: Grammar | None, after: int | None) -> Callable[[], GrammarState] | None:
-    """What makes a fresh state of the grammar for every sequence."""
-    if grammar is None:
-        return None
-    from narrows.engine.grammar import GrammarState
-
-    return partial(GrammarState, grammar, after)
-
-
 def _precision(cache: Precision | str | None) -> Precision | None:
-    try:
-        return None if cache is None else Precision(cache)
-    except ValueError:
-        choices = ", ".join(Precision)
-        raise UsageError(f"cache is {cache!r}, which is no precision; choose one of {choices}, or None.") from None
+    choices = [Precision.FLOAT32, Precision.BF16, Precision.OFFICIAL]  # fp8 is about weights
+    if cache is not None and cache not in choices:
+        raise UsageError(f"cache is {cache!r}, which no history is kept in; choose {', '.join(choices)}, or None.")
+    return None if cache is None else Precision(cache)
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:

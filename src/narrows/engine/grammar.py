@@ -99,6 +99,7 @@ class GrammarState:
         self._vocabulary = grammar.vocabulary
         self._matcher = grammar.matcher.deep_copy()
         self._after = after
+        self._mask: Tensor | None = None
 
     @property
     def may_end(self) -> bool:
@@ -114,27 +115,24 @@ class GrammarState:
             allowed = torch.ones(self._vocabulary.size, dtype=torch.bool)
             allowed[self._eos] = False
             return allowed
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        self._check()
-        return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocabulary.size]).to(torch.bool)
+        if self._mask is None:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            self._check()
+            flags = np.unpackbits(bits, bitorder="little")[: self._vocabulary.size]
+            self._mask = torch.from_numpy(flags).to(torch.bool)
+        return self._mask
 
     def advance(self, token: int) -> None:
         """Follow the reply by one token. NarrowsError for one that `mask` does not allow, and as from `mask`."""
         self._check()
         if not self._allows(token):
             raise NarrowsError(f"the constraint does not allow token {token} here; draw it under the mask.")
+        self._mask = None
         if self._after is not None:
             self._after = None if token == self._after else self._after
         else:
             self._matcher.consume_token(token)
             self._check()
-
-    def clone(self) -> GrammarState:
-        """Another reply that has come as far: for forks, and to come back to when drafted tokens fall."""
-        other = object.__new__(GrammarState)
-        other._vocabulary, other._after = self._vocabulary, self._after
-        other._matcher = self._matcher.deep_copy()
-        return other
 
     @property
     def _eos(self) -> int:

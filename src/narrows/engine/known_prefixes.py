@@ -91,9 +91,11 @@ class KnownPrefixes:
                             behind = node.children[key]
                         elif self._make_room(1):
                             (block,) = self._pool.allocate(1)
-                            self._history.write([block], piece.contents.block((start - piece.start) // size))
-                            behind = self.tree.extend(node, key, block)
-                            self._pool.release([block])
+                            try:
+                                self._history.write([block], piece.contents.block((start - piece.start) // size))
+                                behind = self.tree.extend(node, key, block)
+                            finally:
+                                self._pool.release([block])
                         else:
                             return
                     finally:

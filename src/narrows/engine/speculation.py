@@ -16,9 +16,9 @@ from torch import Tensor
 from narrows.model.history import ContiguousHistory
 from narrows.model.network import Network, positions_of
 
-# Drafts whose success decides whether a sequence gets more, and how often one that gets none is tried again.
+# Over how many drafts success is averaged, and after how many steps a sequence that gets none is tried again.
 _REMEMBERED = 16
-_RETRY_TOKENS = 128
+_RETRY_STEPS = 128
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,34 @@ class Drafter:
         """Another sequence comes, or rows are left out: what follows there begins anew."""
         self._history.reset(slot)
 
-    def draft(self, followed: Sequence[Followed], guess: Callable[[int, Tensor, int], int]) -> list[list[int]]:
+    def draft(self, followed: Sequence[Followed], guess: Callable[[int, Tensor, int], int | None]) -> list[list[int]]:
         """Follow these rows, and guess what comes behind the last tokens: a list for each.
 
         `guess(number, logits [V], ahead)`: which token the sequence of this number takes from the block's logits,
-        `ahead` tokens behind the next.
+        `ahead` tokens behind the next; None for none, nor any behind it.
         """
         drafts: list[list[int]] = [[] for _ in followed]
         streams = torch.cat([one.streams for one in followed])
         last = self._step([one.slot for one in followed], [one.next_tokens for one in followed], streams)
         going = [number for number, one in enumerate(followed) if one.drafts]
         last = last[going]
+        steps = [0] * len(followed)
         while going:
-            for number, row in zip(going, self._network.mtp_logits(last).cpu(), strict=True):
-                drafts[number].append(guess(number, row, len(drafts[number])))
-            more = [place for place, number in enumerate(going) if len(drafts[number]) < followed[number].drafts]
+            more = []
+            for place, (number, row) in enumerate(zip(going, self._network.mtp_logits(last).cpu(), strict=True)):
+                token = guess(number, row, len(drafts[number]))
+                if token is not None:
+                    drafts[number].append(token)
+                    if len(drafts[number]) < followed[number].drafts:
+                        more.append(place)
             going, last = [going[place] for place in more], last[more]
             if going:
-                last = self._step(
-                    [followed[number].slot for number in going], [drafts[number][-1:] for number in going], last
-                )
-        for one, guessed in zip(followed, drafts, strict=True):
-            self._history.roll_back(one.slot, max(0, len(guessed) - 1))
+                slots = [followed[number].slot for number in going]
+                last = self._step(slots, [drafts[number][-1:] for number in going], last)
+                for number in going:
+                    steps[number] += 1
+        for one, count in zip(followed, steps, strict=True):
+            self._history.roll_back(one.slot, count)
         return drafts
 
     def _step(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], streams: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class Success:
     """How often a sequence's drafts stood of late, and whether more of them pay."""
 
     rate: float = 1.0
-    tokens: int = 0
+    refused: int = 0
 
     def record(self, drafted: int, stood: int) -> None:
         """Of the drafts of one step the first `stood` stood, and the next, if there was one, fell."""
@@ -93,9 +99,9 @@ class Success:
 
     def wanted(self, most: int, least_rate: float) -> int:
         """How many drafts to make now: none where fewer than `least_rate` stood, but for a trial now and then."""
-        self.tokens += 1
         if self.rate >= least_rate:
             return most
-        if self.tokens >= _RETRY_TOKENS:
-            self.tokens, self.rate = 0, least_rate
+        self.refused += 1
+        if self.refused >= _RETRY_STEPS:
+            self.refused, self.rate = 0, least_rate
         return 0

@@ -133,7 +133,7 @@ class _Read(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(streams, fn, base, scale, mixes, inverse)
             ctx.eps = eps
-        if _native_serves(streams, fn, base, scale):
+        if fn.dtype == torch.float32 and _native_serves(streams, fn, base, scale):
             out = native.result_like(streams[:, 0])
             native.kernels.hyper_read(
                 native.plain(streams),
@@ -163,7 +163,7 @@ class _Read(torch.autograd.Function):
         streams, fn, base, scale, mixes, inverse = ctx.saved_tensors
         _, count, d = streams.shape
         by_streams = torch.empty_like(streams, dtype=fn.dtype, memory_format=torch.contiguous_format)
-        if _native_serves(streams, fn, by_out, by_others):
+        if fn.dtype == torch.float32 and _native_serves(streams, fn, by_out, by_others):
             scaled, by_pre = torch.empty_like(mixes), mixes.new_empty(mixes.shape[0], count)
             plain = native.plain(streams)
             native.kernels.hyper_read_gradient(

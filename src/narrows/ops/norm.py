@@ -55,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         if native.serves(x, weight, upper):
             by_x = native.result_like(x)
-            by_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[1] else None
+            by_weight = native.result_like(weight) if weight is not None and ctx.needs_input_grad[1] else None
             native.kernels.rms_norm_gradient(
                 native.rows(native.plain(x)),
                 None if weight is None else native.plain(weight),
@@ -64,7 +64,7 @@ class _RMSNorm(torch.autograd.Function):
                 native.rows(by_x),
                 by_weight,
             )
-            return by_x.to(x.dtype), by_weight, None
+            return by_x.to(x.dtype), None if by_weight is None else by_weight.to(weight.dtype), None
         h = x.to(wide(x.dtype))
         gradient = upper.to(h.dtype)
         by_weight = None

@@ -17,6 +17,10 @@ from narrows.ops.quantize import FP8_MAX, MXFP4_BLOCK, dequantize_mxfp4, power_o
 _FP8_BLOCK = 64
 _WORD = 8
 
+# E8M0's NaN, and the largest value that the quantisers take.
+_NAN_SCALE = 255
+_LARGEST = 2.0**127
+
 
 class RowFormat(Protocol):
     """A stored row has `width` elements of `dtype`. All rows are stored each for itself, whatever lies beside them."""
@@ -27,7 +31,7 @@ class RowFormat(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def encode(self, rows: Tensor) -> Tensor:
-        """Rows [..., features] as they are stored: [..., width]."""
+        """Rows [..., features] as they are stored: [..., width]. One that is not finite is read as NaN."""
 
     def decode(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Stored rows [..., width] as they are read: [..., features]."""
@@ -77,7 +81,7 @@ class FP8Entries:
         return -(-self._values // _FP8_BLOCK)
 
     def encode(self, rows: Tensor) -> Tensor:
-        """ValueError for a value that is not finite."""
+        rows, spoilt = _storable(rows)
         padding = self._scales * _FP8_BLOCK - self._values
         blocks = F.pad(rows[..., : self._values].float(), (0, padding)).unflatten(-1, (self._scales, _FP8_BLOCK))
         scale = power_of_two_scale(blocks.abs().amax(-1), FP8_MAX)
@@ -87,7 +91,7 @@ class FP8Entries:
         stored[..., : self._values] = values.view(torch.uint8)[..., : self._values]
         end = self._values + 2 * self.rope
         stored[..., self._values : end] = turned.view(torch.uint8)
-        stored[..., end : end + self._scales] = scale.view(torch.uint8)
+        stored[..., end : end + self._scales] = scale.view(torch.uint8).masked_fill_(spoilt, _NAN_SCALE)
         return stored
 
     def decode(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,10 +129,12 @@ class FP4Keys:
         return self.features // 2 + self.features // MXFP4_BLOCK
 
     def encode(self, rows: Tensor) -> Tensor:
-        """ValueError for a value that is not finite."""
-        codes, scale = quantize_mxfp4(hadamard(rows).reshape(-1, self.features))
-        stored = torch.cat((codes.view(torch.uint8), scale.view(torch.uint8)), dim=-1)
-        return stored.view(*rows.shape[:-1], self.width)
+        shape = rows.shape[:-1]
+        rows, spoilt = _storable(hadamard(rows).reshape(-1, self.features))
+        codes, scale = quantize_mxfp4(rows)
+        scales = scale.view(torch.uint8).masked_fill_(spoilt, _NAN_SCALE)
+        stored = torch.cat((codes.view(torch.uint8), scales), dim=-1)
+        return stored.view(*shape, self.width)
 
     def decode(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         codes, scale = stored.reshape(-1, self.width).split((self.features // 2, self.features // MXFP4_BLOCK), dim=-1)
@@ -138,6 +144,15 @@ class FP4Keys:
 
     def queries(self, queries: Tensor) -> Tensor:
         return hadamard(queries)
+
+
+def _storable(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [..., f] with zeros for those that no scale can hold, and which these are: bool [..., 1].
+
+    What is not finite must come back as such, so that the sequence it belongs to, and no other, is found out.
+    """
+    spoilt = ~(rows.abs() <= _LARGEST).all(-1, keepdim=True)
+    return rows.masked_fill(spoilt, 0.0), spoilt
 
 
 def hadamard(x: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ class _Keys:
         if self.entries is not None and entries is not None and self.pages is not None:
             keys.append(self.pages.read(entries, self.entries, dtype))
         keys.append(window.new_zeros(self.window.shape[0], 1, window.shape[1], dtype=dtype))
-        return torch.cat(keys, dim=1)
+        # A key that no row of its tile sees may be another sequence's: what is not a number there must stay there.
+        unseen = (self.blocked < 0).all(dim=1)
+        return torch.cat(keys, dim=1).masked_fill_(unseen[:, :, None], 0.0)
 
 
 _Maybe = Tensor | None
