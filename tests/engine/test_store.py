@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -219,3 +220,55 @@ def test_a_full_disk_is_reported_once_and_reading_goes_on(
     ]
     assert is_right(store.get([1] * BLOCK), [1] * BLOCK)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def die_while_writing(directory: Path, tokens: list[int], write: int, moment: str) -> None:
+    """Keep three pieces one behind the other, and be killed at this moment of this write. Never returns."""
+    written, write_bytes, replace = itertools.count(), Path.write_bytes, os.replace
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying_replace(*names: Path) -> None:
+        replace(*names)
+        die()
+
+    def dying_write(path: Path, body: bytes) -> int:
+        if next(written) == write:
+            if moment == "before it is written":
+                die()
+            write_bytes(path, body[: len(body) // 2])
+            if moment == "half written":
+                die()
+            write_bytes(path, body)
+            if moment == "before its name":
+                die()
+            os.replace = dying_replace  # type: ignore[assignment]
+        return write_bytes(path, body)
+
+    try:
+        Path.write_bytes = dying_write  # type: ignore[method-assign, assignment]
+        store = store_in(directory)
+        for blocks in (1, 2, 3):
+            keep(store, tokens[: blocks * BLOCK])
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("moment", ["before it is written", "half written", "before its name", "behind its name"])
+@pytest.mark.parametrize("write", [0, 1, 2])
+def test_a_writer_killed_at_any_moment_of_any_write_spoils_nothing(tmp_path: Path, write: int, moment: str) -> None:
+    """Every write in turn, in a process that shares nothing with us but the directory."""
+    tokens = [number % 7 for number in range(3 * BLOCK)]
+    child = os.fork()
+    if not child:
+        die_while_writing(tmp_path, tokens, write, moment)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    store = store_in(tmp_path)
+    pieces = store.get(tokens)
+    assert len(pieces) == write + (moment == "behind its name")
+    assert not pieces or is_right(pieces, tokens)
+    for blocks in (1, 2, 3):
+        keep(store, tokens[: blocks * BLOCK])
+    assert is_right(store_in(tmp_path).get(tokens), tokens)
+    assert store.get(tokens)[-1].state.length == 3 * BLOCK
