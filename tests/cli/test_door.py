@@ -55,7 +55,8 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 def test_an_interruption_while_imports_run() -> None:
     """Of the first of them too: it must not take the entry point's own modules long to stand ready."""
-    wait = "import sys, time; sys.modules['typer'] = None; import narrows.cli.main as door"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored under some shells' `&`
+    wait = f"{heard}; import sys, time; sys.modules['typer'] = None; import narrows.cli.main as door"
     code = f"{wait}\ndoor._run = lambda: (print('ready', flush=True), time.sleep(60))\ndoor.main()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
