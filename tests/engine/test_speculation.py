@@ -66,8 +66,7 @@ def test_drafts_come_from_the_logits_of_one_pass(seed: int) -> None:
 
 
 @pytest.mark.parametrize("drafts", [1, 2, 3])
-def test_a_sequence_goes_on_from_its_own_drafts(drafts: int) -> None:
-    """Greedy drafts of a network whose block is its last word: a text that repeats itself is drafted right."""
+def test_real_drafts_leave_the_text_as_it_is(drafts: int) -> None:
     texts = []
     for most in (0, drafts):
         core = Core(NETWORK, None, Limits(memory=1 << 24, slots=1, drafts=most, draft_rate=0))

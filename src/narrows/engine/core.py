@@ -46,16 +46,15 @@ _TIDY_EVERY = 1 << 14
 
 _log = logging.getLogger("narrows")
 
-
 _End = tuple[FinishReason, Exception | None]
 
 
 @dataclass(frozen=True)
 class Limits:
     """Memory and sharing. `slots`: sequences that run at once; `memory`: bytes for their states, blocks and snapshots
-    (the MTP block's windows, if there are `drafts`, come on top: one window a slot);
-    `snapshot_every`: tokens of a long prompt between snapshots; `drafts`: tokens that the MTP block guesses ahead, for
-    sequences of whose guesses at least the share `draft_rate` came true of late."""
+    (with `drafts` the MTP block's windows, one a slot, come on top); `snapshot_every`: tokens of a long prompt between
+    snapshots; `drafts`: tokens that the MTP block guesses ahead, for sequences of whose guesses at least the share
+    `draft_rate` came true of late."""
 
     memory: int = 1 << 30
     slots: int = 16
