@@ -23,7 +23,8 @@ THREADS, RUNS = 2, 3
 
 def measure(model: Any, temperature: float, drafts: int) -> tuple[float, float]:
     """Tokens drawn per second behind the prompt, and the share of drafts that came true (0 without drafts)."""
-    from narrows.engine.core import Core, Limits
+    from narrows.engine.core import Core
+    from narrows.engine.limits import Limits
     from narrows.engine.request import SamplingParameters
     from narrows.engine.sequence import Drawn, Request
 

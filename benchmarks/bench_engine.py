@@ -34,7 +34,8 @@ Timed = tuple[float, float, float]
 def run_narrows(directory: Path) -> Callable[[list[int]], Timed]:
     """Our engine, with one request at a time; no drafts, which nobody could guess of random weights."""
     from narrows.checkpoints.load import load_network
-    from narrows.engine.core import Core, Limits
+    from narrows.engine.core import Core
+    from narrows.engine.limits import Limits
     from narrows.engine.request import SamplingParameters
     from narrows.engine.scheduler import Policy
     from narrows.engine.sequence import Drawn, Request

@@ -30,7 +30,8 @@ THREADS = 2
 
 def measure(length: int) -> dict[str, Any]:
     """One prompt, in this process."""
-    from narrows.engine.core import Core, Limits
+    from narrows.engine.core import Core
+    from narrows.engine.limits import Limits
     from narrows.engine.model import load
     from narrows.engine.request import SamplingParameters
     from narrows.engine.scheduler import Policy

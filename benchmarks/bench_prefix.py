@@ -32,8 +32,8 @@ LAST_LINES = (
 
 def measure(directory: Path) -> dict[str, list[float]]:
     """Seconds to the first token for every last line, one behind the other in one engine that keeps to `directory`."""
-    from narrows.engine.core import Limits
     from narrows.engine.engine import Engine
+    from narrows.engine.limits import Limits
     from narrows.engine.model import load
     from narrows.engine.request import SamplingParameters
     from narrows.engine.sequence import Drawn

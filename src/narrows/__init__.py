@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from narrows.engine.core import Limits
     from narrows.engine.engine import Engine
     from narrows.engine.grammar import Grammar
+    from narrows.engine.limits import Limits
     from narrows.engine.model import Completion, Model, load
     from narrows.engine.request import SamplingParameters
     from narrows.engine.sequence import Drawn, Finished, Prefilled
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "engine.core": ["Limits"],
+    "engine.limits": ["Limits"],
     "engine.engine": ["Engine"],
     "engine.grammar": ["Grammar"],
     "engine.model": ["Completion", "Model", "load"],

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from narrows.engine.core import Limits
 from narrows.engine.engine import Engine
 from narrows.engine.grammar import Grammar
+from narrows.engine.limits import Limits
 from narrows.engine.model import load
 from narrows.engine.sampling import SamplingParameters
 from narrows.engine.sequence import Drawn, Event, Finished

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from benchmarks.record import record
-from narrows.engine.core import Core, Limits
+from narrows.engine.core import Core
+from narrows.engine.limits import Limits
 from narrows.engine.paged_history import PagedHistory
 from narrows.engine.sampling import SamplingParameters
 from narrows.engine.scheduler import Policy

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from benchmarks.real_source import source_tokens
-from narrows.engine.core import Limits
 from narrows.engine.engine import Engine
 from narrows.engine.grammar import Grammar
+from narrows.engine.limits import Limits
 from narrows.engine.model import load
 from narrows.engine.request import SamplingParameters
 from narrows.engine.sequence import Finished

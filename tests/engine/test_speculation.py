@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from narrows.engine.core import Core, Limits
+from narrows.engine.core import Core
+from narrows.engine.limits import Limits
 from narrows.engine.request import SamplingParameters
 from narrows.engine.sequence import Drawn, Request
 from narrows.engine.speculation import Drafter, Followed, Success

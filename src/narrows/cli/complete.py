@@ -207,7 +207,7 @@ def _check_context(context: Path | None, context_tokens: int | None, cache: Path
 
 def _with_cache(model: Model, context_tokens: int | None, prefixes: Prefixes | None) -> Model:
     """The model for one long prompt: it keeps what it read, as it goes, at places where another prompt can go on."""
-    from narrows.engine.core import Limits
+    from narrows.engine.limits import Limits
     from narrows.engine.model import Model, free_memory
 
     between = max(512, _context(model, context_tokens) // 32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from narrows.engine.allocator import return_free_memory
 from narrows.engine.blocks import BlockPool
 from narrows.engine.known_prefixes import KnownPrefixes
+from narrows.engine.limits import Limits
 from narrows.engine.paged_history import PagedHistory, State
 from narrows.engine.prefix_tree import PrefixTree
 from narrows.engine.request import check_prompt
 from narrows.engine.sampling import Sampler
-from narrows.engine.scheduler import Job, Policy, admit, rank, share
+from narrows.engine.scheduler import Job, admit, rank, share
 from narrows.engine.sequence import (
     Drawn,
     Event,
@@ -38,43 +39,12 @@ from narrows.model.network import Network, positions_of
 from narrows.model.precision import Precision
 from narrows.text.tokenizer import Tokenizer
 
-# A rejected row costs as much as an accepted one, and chains of guesses seldom hold for long.
-MOST_DRAFTS = 8
-
 # Rows between two tidyings, which cost some 20 ms: less than a hundredth of the time that so many rows take.
 _TIDY_EVERY = 1 << 14
 
 _log = logging.getLogger("narrows")
 
 _End = tuple[FinishReason, Exception | None]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Memory and sharing. `slots`: sequences that run at once; `memory`: bytes for their states, blocks and snapshots
-    (with `drafts` the MTP block's windows, one a slot, come on top); `snapshot_every`: tokens of a long prompt between
-    snapshots; `drafts`: tokens that the MTP block guesses ahead, for sequences of whose guesses at least the share
-    `draft_rate` came true of late."""
-
-    memory: int = 1 << 30
-    slots: int = 16
-    snapshot_every: int = 2048
-    snapshot_share: float = 0.2
-    drafts: int = 1
-    draft_rate: float = 0.5
-    policy: Policy = field(default_factory=Policy)
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "slots", "snapshot_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name} is {value!r}; give the engine a whole number from 1.")
-        if not 0 <= self.snapshot_share < 1:
-            raise UsageError(f"snapshot_share is {self.snapshot_share!r}; give a number from 0 to below 1.")
-        if type(self.drafts) is not int or not 0 <= self.drafts <= MOST_DRAFTS:
-            raise UsageError(f"drafts is {self.drafts!r}; give a whole number from 0 to {MOST_DRAFTS}.")
-        if not isinstance(self.draft_rate, int | float) or not 0 <= self.draft_rate <= 1:
-            raise UsageError(f"draft_rate is {self.draft_rate!r}; give a number from 0 to 1.")
 
 
 @dataclass

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from narrows.engine.core import Core, Limits
+from narrows.engine.core import Core
+from narrows.engine.limits import Limits
 from narrows.engine.request import SamplingParameters, check_prompt, check_submission
 from narrows.engine.sequence import Event, Finished, Request, SequenceState
 from narrows.engine.store import Prefixes

@@ -18,8 +18,8 @@ from narrows.checkpoints.checksums import verify_listed
 from narrows.checkpoints.device import usable_device
 from narrows.checkpoints.hub import fetch
 from narrows.checkpoints.load import load_network
-from narrows.engine.core import Limits
 from narrows.engine.engine import Engine
+from narrows.engine.limits import Limits
 from narrows.engine.paged_history import block_tokens
 from narrows.engine.prefill import new_history, prefill
 from narrows.engine.request import SamplingParameters, check_prompt, check_request
