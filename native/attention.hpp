@@ -12,6 +12,7 @@
 
 #include "kernels.hpp"
 #include "product.hpp"
+#include "rows.hpp"
 #include "vector.hpp"
 
 namespace narrows::NARROWS_ISA {
@@ -79,17 +80,19 @@ struct Tile {
         segment = a.tiles[3 * number + 2];
         first = least_of(a.first, begin, end);
         last = most_of(a.last, begin, end);
-        visible = a.storage ? std::max<std::int64_t>(0, most_of(a.visible, begin, end)) : 0;
+        visible = a.visible ? std::max<std::int64_t>(0, most_of(a.visible, begin, end)) : 0;
     }
 
     // Rows whose queries share a block.
     std::int64_t together(const Attention& a) const {
-        const bool sparse = a.selected && visible > DENSE_UP_TO * a.chosen;
-        return std::min(std::max<std::int64_t>(1, (sparse ? WIDTH : LANES) / a.heads), MOST_ROWS);
+        return std::min(std::max<std::int64_t>(1, (sparse(a) ? WIDTH : LANES) / a.heads), MOST_ROWS);
     }
+
+    bool sparse(const Attention& a) const { return a.selected && visible > DENSE_UP_TO * a.chosen; }
 
     std::int64_t stored(const Attention& a, std::int64_t entry) const {
         const std::int64_t block = entry < a.block ? 0 : entry / a.block;
+        if (a.format) return a.block_tables[segment][block] * a.block + (entry - block * a.block);
         return a.table[segment * a.blocks + block] + (entry - block * a.block);
     }
 };
@@ -108,7 +111,7 @@ struct Block {
         window_keys = std::max<std::int64_t>(0, most_of(a.last, begin, end) + 1 - window);
         keys = window_keys;
         find_window(a, room);
-        if (a.storage) find_entries(a, tile, room);
+        if (a.visible) find_entries(a, tile, room);
         fetch(a, room);
     }
 
@@ -129,6 +132,10 @@ struct Block {
     }
 
     void find_entries(const Attention& a, const Tile& tile, const Room& room) {
+        if (a.selected && tile.sparse(a)) {
+            merge_selected(a, tile, room);
+            return;
+        }
         const std::int64_t visible =
             std::max<std::int64_t>(0, most_of(a.visible, begin, end));
         std::uint32_t* seen = room.seen + window_keys;
@@ -144,16 +151,41 @@ struct Block {
             }
         }
         for (std::int64_t entry = 0; entry < visible; ++entry) {
-            if (!seen[entry]) continue;
-            room.seen[keys] = seen[entry];
-            room.entry[keys] = entry;
-            room.stored[keys] = tile.stored(a, entry);
-            ++keys;
+            if (seen[entry]) add_entry(a, tile, room, entry, seen[entry]);
         }
+    }
+
+    // The rows' selections, few among many entries, in the order of the entries.
+    void merge_selected(const Attention& a, const Tile& tile, const Room& room) {
+        std::int64_t *found = room.entry + window_keys, count = 0;
+        for (std::int64_t n = begin; n < end; ++n)
+            for (const std::int64_t* entry = a.selected + n * a.chosen; entry < a.selected + (n + 1) * a.chosen; ++entry)
+                if (*entry >= 0 && *entry < a.visible[n]) found[count++] = *entry * MOST_ROWS + (n - begin);
+        if (end - begin > 1) std::sort(found, found + count);
+        for (std::int64_t i = 0; i < count;) {
+            const std::int64_t entry = found[i] / MOST_ROWS;
+            std::uint32_t seen = 0;
+            for (; i < count && found[i] / MOST_ROWS == entry; ++i) seen |= 1u << found[i] % MOST_ROWS;
+            add_entry(a, tile, room, entry, seen);
+        }
+    }
+
+    void add_entry(const Attention& a, const Tile& tile, const Room& room, std::int64_t entry, std::uint32_t seen) {
+        room.seen[keys] = seen;
+        room.entry[keys] = entry;
+        room.stored[keys] = tile.stored(a, entry);
+        ++keys;
     }
 
     void fetch(const Attention& a, const Room& room) const {
         for (std::int64_t key = 0; key < keys; ++key) {
+            if (a.format) {
+                float* to = room.keys + key * room.width;
+                decode_row(*a.format, key < window_keys ? a.window_rows[window + key]
+                                                        : a.stored + room.stored[key] * a.format->bytes(), to);
+                std::fill(to + a.dim, to + room.width, 0.0f);
+                continue;
+            }
             const float* from = key < window_keys ? a.window + (window + key) * a.dim
                                                   : a.storage + room.stored[key] * a.dim;
             float* to = room.keys + key * room.width;
@@ -283,20 +315,22 @@ inline void with_vectors(const Block& block, const Function& function) {
 }
 
 template <typename Function>
-inline void for_blocks(const Attention& a, const Tile& tile, const Room& room, const Function& function) {
+inline void for_blocks(const Attention& a, const Tile& tile, const Room& room, std::int64_t head_begin,
+                       std::int64_t head_end, const Function& function) {
     const std::int64_t rows = tile.together(a);
     for (std::int64_t begin = tile.begin; begin < tile.end; begin += rows)
-        for (std::int64_t head = 0; head < a.heads; head += LANES)
+        for (std::int64_t head = head_begin; head < head_end; head += LANES)
             function(Block(a, tile, room, begin, std::min(begin + rows, tile.end), head,
-                           std::min<std::int64_t>(LANES, a.heads - head)));
+                           std::min<std::int64_t>(LANES, head_end - head)));
 }
 
 inline std::int64_t attention_memory(const Attention& a, bool gradient) { return Room(a, gradient, nullptr).bytes; }
 
-inline void attention(const Attention& a, std::int64_t number, char* memory, float* out) {
+inline void attention(const Attention& a, std::int64_t number, std::int64_t head_begin, std::int64_t head_end,
+                      char* memory, float* out) {
     const Room room(a, false, memory);
     const float scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
-    for_blocks(a, Tile(a, number), room, [&](const Block& block) {
+    for_blocks(a, Tile(a, number), room, head_begin, head_end, [&](const Block& block) {
         take_queries(a, block, room, a.q, scale, room.queries, room.across);
         by_key(a, block, room, room.across, room.weights);
         Sums sums;
@@ -314,7 +348,7 @@ inline void attention_gradient(const Attention& a, std::int64_t number, char* me
               0.0f);
     std::fill(room.by_entries, room.by_entries + tile.visible * room.width, 0.0f);
     std::fill(by_sink, by_sink + a.heads, 0.0f);
-    for_blocks(a, tile, room, [&](const Block& block) {
+    for_blocks(a, tile, room, 0, a.heads, [&](const Block& block) {
         take_queries(a, block, room, a.q, scale, room.queries, room.across);
         take_queries(a, block, room, by_out, 1.0f, room.upper, room.upper_across);
         by_key(a, block, room, room.across, room.weights);

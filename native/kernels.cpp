@@ -2,9 +2,14 @@
 #include "kernels.hpp"
 
 #include "attention.hpp"
+#include "compress.hpp"
 #include "cross_entropy.hpp"
 #include "hyper.hpp"
+#include "hyper_rows.hpp"
+#include "index_search.hpp"
+#include "product_packed.hpp"
 #include "rms_norm.hpp"
+#include "rows.hpp"
 #include "sinkhorn.hpp"
 #include "swiglu.hpp"
 
@@ -27,6 +32,23 @@ extern const Kernels kernels = {
     attention,
     attention_gradient,
     attention_add,
+    product_rounded,
+    product_exact,
+    round_row,
+    norm_row,
+    rotate_row,
+    angles_row,
+    hadamard_row,
+    encode_row,
+    decode_row,
+    index_queries,
+    index_memory,
+    index_search,
+    compress_window,
+    hyper_mixes,
+    hyper_finish,
+    hyper_head_row,
+    weighted_sum,
 };
 
 }  // namespace narrows::NARROWS_ISA

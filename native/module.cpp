@@ -12,6 +12,7 @@
 
 #include "arguments.hpp"
 #include "attention_tiles.hpp"
+#include "inference_module.hpp"
 #include "kernels.hpp"
 #include "threads.hpp"
 
@@ -33,8 +34,11 @@ std::vector<Choice> available() {
     std::vector<Choice> found;
 #ifdef NARROWS_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16"))
+            found.push_back({"avx512bf16", &avx512bf16::kernels});
         found.push_back({"avx512", &avx512::kernels});
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", &avx2::kernels});
 #endif
     found.push_back({"portable", &portable::kernels});
@@ -290,6 +294,7 @@ NB_MODULE(_native, m) {
     define(m, "cross_entropy", &cross_entropy);
     define(m, "attention", &attention);
     define(m, "attention_gradient", &attention_gradient);
+    define_inference(m);
 }
 
 }  // namespace narrows

@@ -1,0 +1,413 @@
+#include "step.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "arguments.hpp"
+#include "kernels.hpp"
+
+namespace narrows {
+namespace {
+
+constexpr std::int64_t TILE_ROWS = 16;       // of attention
+constexpr std::int64_t MIXES = 2 * STREAMS + STREAMS * STREAMS;
+constexpr std::int64_t MIXED_TOGETHER = 4;   // rows that share what is read of hyper-connections' matrices
+
+IndexSearch search_of(const NetworkConfig& c, const HistoryView& history, const Pool& keys) {
+    return {c.index_heads, c.index_dim, c.topk, history.key_format, keys.base, keys.block};
+}
+
+// What attention needs to know beside its rows.
+std::int64_t entries_read(const NetworkConfig& c, const StepPlan& plan, Kind kind) {
+    if (kind == Kind::SLIDING) return 0;
+    const std::int64_t most = plan.most[StepPlan::of(kind)];
+    return kind == Kind::CSA && most > c.topk ? std::min(most, std::max<std::int64_t>(16, 8) * c.topk) : most;
+}
+
+Attention attention_of(const NetworkConfig& c, const StepPlan& plan, const HistoryView& history, const StepMemory& m,
+                       Kind kind) {
+    Attention a{};
+    a.heads = c.heads, a.dim = c.dim;
+    a.q = m.q;
+    a.first = plan.window_first.data(), a.last = plan.window_last.data(), a.tiles = plan.tiles.data();
+    a.format = &history.entry_format;
+    a.window_rows = m.window_rows;
+    a.window_keys = c.window + TILE_ROWS;
+    if (kind != Kind::SLIDING && plan.most[StepPlan::of(kind)] > 0) {
+        a.visible = plan.visible[StepPlan::of(kind)].data();
+        a.block_tables = m.tables;
+        a.entry_keys = entries_read(c, plan, kind);
+        if (kind == Kind::CSA && plan.most[0] > c.topk) a.selected = m.selected, a.chosen = c.topk;
+    }
+    return a;
+}
+
+}  // namespace
+
+void best_entries(std::vector<IndexCandidate>& all, std::int64_t k, std::int64_t* to) {
+    const std::int64_t count = std::min<std::int64_t>(k, all.size());
+    if (static_cast<std::int64_t>(all.size()) > k)
+        std::nth_element(all.begin(), all.begin() + k - 1, all.end(), [](const auto& a, const auto& b) {
+            return a.score > b.score || (a.score == b.score && a.entry < b.entry);
+        });
+    for (std::int64_t i = 0; i < count; ++i) to[i] = all[i].entry;
+    std::sort(to, to + count);
+    std::fill(to + count, to + k, std::int64_t{-1});
+}
+
+StepPlan::StepPlan(const NetworkConfig& c, const std::vector<StepSegment>& given, std::int64_t index_queries)
+    : segments(given) {
+    for (std::size_t s = 0; s < given.size(); ++s) {
+        const StepSegment& segment = given[s];
+        const std::int64_t before = std::min(segment.past, c.window - 1), number = static_cast<std::int64_t>(s);
+        kept.push_back(before);
+        window_base.push_back(window_rows);
+        for (std::int64_t r = 0; r < segment.rows; ++r) {
+            const std::int64_t own = window_rows + before + r;
+            position.push_back(segment.past + r);
+            window_last.push_back(own);
+            window_first.push_back(std::max(window_rows, own - c.window + 1));
+            visible[0].push_back((segment.past + r + 1) / c.csa_ratio);
+            visible[1].push_back((segment.past + r + 1) / c.hca_ratio);
+        }
+        window_rows += before + segment.rows;
+        for (std::int64_t r = 0; r < segment.rows; r += TILE_ROWS)
+            tiles.insert(tiles.end(), {segment.first + r, std::min(TILE_ROWS, segment.rows - r), number});
+        for (std::int64_t r = 0; r < segment.rows; r += index_queries)
+            queries.push_back({segment.first + r, segment.first + std::min(r + index_queries, segment.rows), number});
+        for (const int which : {0, 1}) {
+            const std::int64_t ratio = which ? c.hca_ratio : c.csa_ratio, end = segment.past + segment.rows;
+            for (std::int64_t w = segment.past / ratio; w < end / ratio; ++w)
+                windows[which].push_back({static_cast<std::int32_t>(s), w});
+            most[which] = std::max(most[which], end / ratio);
+        }
+        rows += segment.rows;
+    }
+}
+
+std::int64_t scratch_bytes(const NetworkConfig& c, const StepPlan& plan, const HistoryView& history) {
+    std::int64_t bytes = 0;
+    StepMemory none{};
+    for (const Kind kind : {Kind::SLIDING, Kind::CSA, Kind::HCA})
+        bytes = std::max(bytes, k().attention_memory(attention_of(c, plan, history, none, kind), false));
+    const IndexSearch search = search_of(c, history, {});
+    bytes = std::max(bytes, k().index_memory(search) +
+                                k().index_queries(search) * c.index_heads * (c.index_dim + 1) * 4 + 256);
+    const std::int64_t compressed =
+        2 * std::max(c.csa_ratio, c.hca_ratio) * static_cast<std::int64_t>(sizeof(float*)) +
+        (std::max(c.dim, c.index_dim) + 2 * c.rope) * 4 + 256;
+    return std::max(bytes, compressed) + 256;
+}
+
+void LayerStep::angles(Team& team) const {
+    const std::int64_t pairs = c.rope / 2;
+    const float *sliding = network.sliding_frequencies, *compressed = network.compressed_frequencies;
+    team.each(2 * plan.rows, [&](std::int64_t i) {
+        const std::int64_t row = i / 2, which = i % 2;
+        k().angles_row(plan.position[row], which ? compressed : sliding, pairs, m.angles[which][0] + row * pairs,
+                       m.angles[which][1] + row * pairs);
+    });
+}
+
+void LayerStep::read_streams(Team& team, const Hyper& hyper, const float* norm, const float* streams) const {
+    const std::int64_t d = c.hidden, groups = (plan.rows + MIXED_TOGETHER - 1) / MIXED_TOGETHER;
+    const std::int64_t parts = groups >= 2 * team.count() || team.count() == 1 ? 1 : MIXES / 4;
+    team.each(groups * parts, [&](std::int64_t i) {
+        const std::int64_t begin = i / parts * MIXED_TOGETHER, part = i % parts, each = MIXES / parts;
+        k().hyper_mixes(begin, std::min(begin + MIXED_TOGETHER, plan.rows), d, MIXES, part * each, (part + 1) * each,
+                        streams, hyper.fn, m.mixes);
+    });
+    const std::int64_t padded = padded_columns(d);
+    team.each((plan.rows + 15) / 16, [&](std::int64_t i) {
+        const std::int64_t begin = 16 * i, end = std::min(begin + 16, plan.rows);
+        k().hyper_finish(begin, end, d, streams, m.mixes, hyper.base, hyper.scale, c.hyper_eps, c.norm_eps,
+                         c.sinkhorn_iterations, m.x, m.post, m.comb);
+        for (std::int64_t n = begin; n < end; ++n) {
+            k().norm_row(m.x + n * d, norm, c.norm_eps, d, m.normed + n * d);
+            k().round_row(m.normed + n * d, d, m.rounded + n * padded);
+        }
+    });
+}
+
+void LayerStep::compress(const Compressor& compressor, const float* inputs, const Ring& ring, const Pool& pool,
+                         const RowFormat& format, const CompletedWindow& window, char* memory) const {
+    const StepSegment& segment = plan.segments[window.segment];
+    const std::int64_t width = 2 * compressor.width(), ratio = compressor.ratio, pairs = c.rope / 2;
+    const float** rows = reinterpret_cast<const float**>(memory);
+    float* entry = reinterpret_cast<float*>(memory + 2 * ratio * static_cast<std::int64_t>(sizeof(float*)));
+    float* angles = entry + (compressor.dim + 15) / 16 * 16;
+    const auto row = [&](std::int64_t position) {
+        return position >= segment.past ? inputs + (segment.first + position - segment.past) * width
+                                        : reinterpret_cast<const float*>(ring.row(segment.slot, position));
+    };
+    std::int64_t count = 0;
+    if (compressor.overlap)
+        for (std::int64_t t = 0; t < ratio; ++t)
+            rows[count++] = window.number ? row((window.number - 1) * ratio + t) : nullptr;
+    for (std::int64_t t = 0; t < ratio; ++t) rows[count++] = row(window.number * ratio + t);
+    k().compress_window(rows, ratio, compressor.dim, compressor.overlap, compressor.ape, entry);
+    k().norm_row(entry, compressor.norm, c.norm_eps, compressor.dim, entry);
+    k().angles_row(window.number * ratio, network.compressed_frequencies, pairs, angles, angles + pairs);
+    k().rotate_row(entry + compressor.dim - c.rope, angles, angles + pairs, pairs, false);
+    k().encode_row(format, entry, pool.row(m.tables[window.segment], window.number));
+}
+
+void LayerStep::finish_rows(Team& team, const Layer& layer, const LayerHistory& past) const {
+    const int which = StepPlan::of(layer.kind);
+    const bool compresses = layer.kind != Kind::SLIDING, indexes = layer.kind == Kind::CSA;
+    const std::int64_t windows = compresses ? static_cast<std::int64_t>(plan.windows[which].size()) : 0;
+    const std::int64_t pairs = c.rope / 2, bytes = history.entry_format.bytes(), padded = padded_columns(c.q_rank);
+    const float* const* angles = m.angles[compresses];
+    team.each(plan.rows + windows * (indexes ? 2 : 1), [&](std::int64_t i) {
+        if (i >= plan.rows) {
+            const std::int64_t number = i - plan.rows;
+            char* memory = m.thread_memory[team.index()];
+            if (number < windows) {
+                compress(layer.compressor, m.compressor, past.compressor, past.entries, history.entry_format,
+                         plan.windows[which][number], memory);
+            } else {
+                compress(layer.index_compressor, m.index_compressor, past.indexer, past.keys, history.key_format,
+                         plan.windows[which][number - windows], memory);
+            }
+            return;
+        }
+        float *latent = m.latent + i * c.q_rank, *kv = m.kv + i * c.dim;
+        k().norm_row(latent, layer.q_norm, c.norm_eps, c.q_rank, latent);
+        k().round_row(latent, c.q_rank, m.latent_rounded + i * padded);
+        k().norm_row(kv, layer.kv_norm, c.norm_eps, c.dim, kv);
+        k().rotate_row(kv + c.dim - c.rope, angles[0] + i * pairs, angles[1] + i * pairs, pairs, false);
+        k().encode_row(history.entry_format, kv, m.new_window + i * bytes);
+    });
+}
+
+void LayerStep::search(Team& team, const Layer& layer, const LayerHistory& past) const {
+    (void)layer;
+    const IndexSearch s = search_of(c, history, past.keys);
+    const std::int64_t together = k().index_queries(s), each = c.index_heads * c.index_dim, pairs = c.rope / 2;
+    const float factor = 1.0f / std::sqrt(static_cast<float>(c.index_dim * c.index_heads));
+    const bool turned = history.key_format.storing == Storing::FP4_KEYS;
+    team.each(static_cast<std::int64_t>(plan.queries.size()) * splits, [&](std::int64_t i) {
+        const RowRange& range = plan.queries[i / splits];
+        const std::int64_t part = i % splits, count = range.end - range.begin;
+        char* memory = m.thread_memory[team.index()];
+        float* queries = reinterpret_cast<float*>(memory);
+        float* weights = queries + together * each;
+        char* rest = memory + (together * (each + c.index_heads) * 4 + 63) / 64 * 64;
+        for (std::int64_t q = 0; q < count; ++q) {
+            const std::int64_t n = range.begin + q;
+            std::memcpy(queries + q * each, m.index_q + n * each, sizeof(float) * each);
+            for (std::int64_t h = 0; h < c.index_heads; ++h) {
+                float* head = queries + q * each + h * c.index_dim;
+                k().rotate_row(head + c.index_dim - c.rope, m.angles[1][0] + n * pairs, m.angles[1][1] + n * pairs,
+                               pairs, false);
+                if (turned) k().hadamard_row(head, c.index_dim);
+                weights[q * c.index_heads + h] = m.index_weights[n * c.index_heads + h] * factor;
+            }
+        }
+        const std::int64_t end = plan.visible[0][range.end - 1];
+        const std::int64_t share = ((end + splits - 1) / splits + past.keys.block - 1) / past.keys.block * past.keys.block;
+        const std::int64_t begin = std::min(end, part * share);
+        std::int64_t found[64];
+        k().index_search(s, m.tables[range.segment], count, queries, weights, plan.visible[0].data() + range.begin,
+                         begin, std::min(end, begin + share), rest,
+                         m.candidates + (range.begin * splits + part * count) * c.topk, found);
+        for (std::int64_t q = 0; q < count; ++q) m.found[range.begin * splits + part * count + q] = found[q];
+    });
+    // A row's candidates of all parts: its best, in the order of the entries.
+    team.each(static_cast<std::int64_t>(plan.queries.size()), [&](std::int64_t i) {
+        const RowRange& range = plan.queries[i];
+        const std::int64_t count = range.end - range.begin, start = range.begin * splits;
+        for (std::int64_t q = 0; q < count; ++q) {
+            std::vector<IndexCandidate> all;
+            for (std::int64_t part = 0; part < splits; ++part) {
+                const std::int64_t place = start + part * count + q;
+                all.insert(all.end(), m.candidates + place * c.topk, m.candidates + place * c.topk + m.found[place]);
+            }
+            best_entries(all, c.topk, m.selected + (range.begin + q) * c.topk);
+        }
+    });
+}
+
+void LayerStep::keep(const Layer& layer, const LayerHistory& past) const {
+    const auto store = [&](const Ring& ring, const std::uint8_t* rows) {
+        for (const StepSegment& segment : plan.segments)
+            for (std::int64_t r = std::max<std::int64_t>(0, segment.rows - ring.capacity); r < segment.rows; ++r)
+                std::memcpy(ring.row(segment.slot, segment.past + r), rows + (segment.first + r) * ring.bytes, ring.bytes);
+    };
+    store(past.window, m.new_window);
+    if (layer.kind == Kind::SLIDING) return;
+    store(past.compressor, reinterpret_cast<const std::uint8_t*>(m.compressor));
+    if (layer.kind == Kind::CSA) store(past.indexer, reinterpret_cast<const std::uint8_t*>(m.index_compressor));
+}
+
+void LayerStep::attend(Team& team, const Layer& layer, const LayerHistory& past) const {
+    const std::int64_t N = plan.rows, d = c.hidden, padded = padded_columns(d), pairs = c.rope / 2;
+    const bool compresses = layer.kind != Kind::SLIDING, indexes = layer.kind == Kind::CSA, searching = searches(layer);
+    const Inputs x{m.rounded, nullptr, padded, nullptr}, exact{nullptr, m.normed, d, nullptr};
+    Product work[8];
+    std::int64_t count = 0;
+    work[count++] = {&layer.wq_a, x, N, m.latent, c.q_rank};
+    work[count++] = {&layer.wkv, x, N, m.kv, c.dim};
+    const auto project = [&](const Compressor& compressor, float* to) {
+        const std::int64_t width = compressor.width();
+        work[count++] = {&compressor.wkv, exact, N, to, 2 * width};
+        work[count++] = {&compressor.wgate, exact, N, to + width, 2 * width};
+    };
+    if (compresses) project(layer.compressor, m.compressor);
+    if (indexes) project(layer.index_compressor, m.index_compressor);
+    if (searching) work[count++] = {&layer.index_weights, x, N, m.index_weights, c.index_heads};
+    products(team, work, count);
+
+    finish_rows(team, layer, past);
+
+    const Inputs latent{m.latent_rounded, nullptr, padded_columns(c.q_rank), nullptr};
+    count = 0;
+    work[count++] = {&layer.wq_b, latent, N, m.q, c.heads * c.dim};
+    if (searching) work[count++] = {&layer.index_wq_b, latent, N, m.index_q, c.index_heads * c.index_dim};
+    products(team, work, count);
+
+    if (searching) search(team, layer, past);
+
+    // Where every row of the window is: its segment's kept rows, then its new ones.
+    if (team.index() == 0) {
+        const std::int64_t bytes = history.entry_format.bytes();
+        for (std::size_t s = 0; s < plan.segments.size(); ++s) {
+            const StepSegment& segment = plan.segments[s];
+            const std::uint8_t** to = m.window_rows + plan.window_base[s];
+            for (std::int64_t p = segment.past - plan.kept[s]; p < segment.past; ++p) *to++ = past.window.row(segment.slot, p);
+            for (std::int64_t r = 0; r < segment.rows; ++r) *to++ = m.new_window + (segment.first + r) * bytes;
+        }
+    }
+    team.barrier();
+    Attention a = attention_of(c, plan, history, m, layer.kind);
+    a.sink = layer.sink;
+    a.stored = past.entries.base, a.block = past.entries.block;
+    const float* const* angles = m.angles[compresses];
+    const std::int64_t tiles = static_cast<std::int64_t>(plan.tiles.size()) / 3;
+    // Few tiles are cut by heads, if there are many of these.
+    const std::int64_t cuts = tiles < team.count() && c.heads >= 32 ? std::min<std::int64_t>(team.count(), c.heads / 16) : 1;
+    const std::int64_t heads_each = (c.heads + cuts - 1) / cuts, width = c.heads * c.dim;
+    team.each(tiles * cuts, [&](std::int64_t i) {
+        const std::int64_t tile = i / cuts, head_begin = i % cuts * heads_each;
+        const std::int64_t head_end = std::min(head_begin + heads_each, c.heads);
+        const std::int64_t begin = plan.tiles[3 * tile], end = begin + plan.tiles[3 * tile + 1];
+        for (std::int64_t n = begin; n < end; ++n)
+            for (std::int64_t h = head_begin; h < head_end; ++h) {
+                float* q = m.q + n * width + h * c.dim;
+                k().norm_row(q, nullptr, c.norm_eps, c.dim, q);
+                k().rotate_row(q + c.dim - c.rope, angles[0] + n * pairs, angles[1] + n * pairs, pairs, false);
+            }
+        k().attention(a, tile, head_begin, head_end, m.thread_memory[team.index()], m.attended);
+        for (std::int64_t n = begin; n < end; ++n)
+            for (std::int64_t h = head_begin; h < head_end; ++h) {
+                float* out = m.attended + n * width + h * c.dim;
+                k().rotate_row(out + c.dim - c.rope, angles[0] + n * pairs, angles[1] + n * pairs, pairs, true);
+                k().round_row(out, c.dim, m.attended_rounded + n * width + h * c.dim);
+            }
+    });
+
+    if (team.index() == team.count() - 1) keep(layer, past);  // nobody reads the rings any more
+    const std::int64_t each = width / c.groups, ranks = c.groups * c.o_rank;
+    Product grouped[64];
+    for (std::int64_t g = 0; g < c.groups; ++g) {
+        grouped[g] = {&layer.wo_a[g], {m.attended_rounded + g * each, nullptr, width, nullptr}, N, nullptr, 0};
+        grouped[g].rounded = m.grouped_rounded + g * c.o_rank;
+        grouped[g].rounded_apart = padded_columns(ranks);
+    }
+    products(team, grouped, c.groups);
+    products(team, {{&layer.wo_b, {m.grouped_rounded, nullptr, padded_columns(ranks), nullptr}, N, m.out, d}});
+}
+
+void LayerStep::mix_experts(Team& team, const Layer& layer, std::vector<Product>& work) const {
+    const std::int64_t N = plan.rows, d = c.hidden, K = c.chosen, E = c.experts, padded = padded_columns(d);
+    const std::int64_t inner = padded_columns(c.width);
+    products(team, {{&layer.router, {nullptr, m.normed, d, nullptr}, N, m.router, E}});
+    team.each(N, [&](std::int64_t n) {
+        float *affinity = m.router + n * E, *weights = m.weights + n * K, total = 0;
+        std::int32_t* chosen = m.chosen + n * K;
+        for (std::int64_t e = 0; e < E; ++e) {
+            const float x = affinity[e];
+            affinity[e] = std::sqrt(x > 20.0f ? x : std::log1p(std::exp(x)));
+        }
+        if (layer.table) {
+            std::copy(layer.table + tokens[n] * K, layer.table + (tokens[n] + 1) * K, chosen);
+        } else {
+            // Of equals the lower expert; what is not a number counts as 0.
+            const auto wanted = [&](std::int64_t e) {
+                const float value = affinity[e] + layer.bias[e];
+                return std::isnan(value) ? 0.0f : value;
+            };
+            std::int64_t count = 0;
+            for (std::int64_t e = 0; e < E; ++e) {  // the best so far, best first
+                const float value = wanted(e);
+                std::int64_t place = count;
+                while (place > 0 && wanted(chosen[place - 1]) < value) --place;
+                if (place == K) continue;
+                count = std::min(count + 1, K);
+                for (std::int64_t i = count - 1; i > place; --i) chosen[i] = chosen[i - 1];
+                chosen[place] = static_cast<std::int32_t>(e);
+            }
+            std::sort(chosen, chosen + K);
+        }
+        for (std::int64_t i = 0; i < K; ++i) total += affinity[chosen[i]];
+        for (std::int64_t i = 0; i < K; ++i) weights[i] = affinity[chosen[i]] / (total + 1e-20f) * c.routed_scale;
+    });
+    // Choices by expert: `order` names the choice n · K + i, `sources` its row. The shared expert's come last.
+    if (team.index() == 0) {
+        std::fill(m.counts, m.counts + E + 1, 0);
+        for (std::int64_t i = 0; i < N * K; ++i) ++m.counts[m.chosen[i] + 1];
+        for (std::int64_t e = 0; e < E; ++e) m.counts[e + 1] += m.counts[e];
+        for (std::int64_t i = 0; i < N * K; ++i) {
+            const std::int32_t place = m.counts[m.chosen[i]]++;
+            m.order[place] = static_cast<std::int32_t>(i);
+            m.sources[place] = static_cast<std::int32_t>(i / K);
+        }
+        for (std::int64_t n = 0; n < N; ++n) m.order[N * K + n] = static_cast<std::int32_t>(N * K + n);
+        work.clear();
+        const auto add = [&](const Expert& expert, std::int64_t begin, std::int64_t end, const std::int32_t* sources) {
+            Product product{&expert.w1, {m.rounded, nullptr, padded, sources}, end - begin, nullptr, 0, m.order + begin};
+            product.rounded = m.inner, product.rounded_apart = inner;
+            product.also = &expert.w3, product.limit = c.swiglu_limit;
+            work.push_back(product);
+        };
+        for (std::int64_t e = 0, begin = 0; e < E; begin = m.counts[e], ++e)
+            if (m.counts[e] > begin) add(layer.experts[e], begin, m.counts[e], m.sources + begin);
+        add(layer.shared, N * K, N * K + N, nullptr);
+        const std::size_t first = work.size();
+        for (std::size_t i = 0; i < first; ++i) {
+            const Product& up = work[i];
+            const Packed* down = nullptr;
+            if (i + 1 == first) {
+                down = &layer.shared.w2;
+            } else {
+                down = &layer.experts[m.chosen[up.rows[0]]].w2;
+            }
+            work.push_back({down, {m.inner, nullptr, inner, up.rows}, up.count, m.choices, d, up.rows});
+        }
+    }
+    team.barrier();
+    const std::int64_t half = static_cast<std::int64_t>(work.size()) / 2;
+    products(team, work.data(), half);
+    products(team, work.data() + half, half);
+}
+
+void LayerStep::run(Team& team, const Layer& layer, const LayerHistory& past, float* streams,
+                    std::vector<Product>& expert_work) const {
+    const std::int64_t d = c.hidden, K = c.chosen;
+    read_streams(team, layer.hyper_attention, layer.attention_norm, streams);
+    attend(team, layer, past);
+    team.each(plan.rows, [&](std::int64_t n) {
+        k().hyper_post(n, n + 1, d, streams, m.out, m.post, m.comb, streams);
+    });
+    read_streams(team, layer.hyper_experts, layer.experts_norm, streams);
+    mix_experts(team, layer, expert_work);
+    team.each(plan.rows, [&](std::int64_t n) {
+        const float* rows[64];
+        for (std::int64_t i = 0; i < K; ++i) rows[i] = m.choices + (n * K + i) * d;
+        k().weighted_sum(rows, m.weights + n * K, K, m.choices + (plan.rows * K + n) * d, d, m.out + n * d);
+        k().hyper_post(n, n + 1, d, streams, m.out, m.post, m.comb, streams);
+    });
+}
+
+}  // namespace narrows

@@ -1,0 +1,138 @@
+// What a forward step works with: its plan, the memory it needs, and the phases of a layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "network.hpp"
+#include "products.hpp"
+#include "team.hpp"
+
+namespace narrows {
+
+// Memory in one piece, cut anew for every step and kept between them.
+class Arena {
+   public:
+    // Calls plan twice: to count, and to hand out what was counted.
+    template <typename Plan>
+    void lay_out(const Plan& plan) {
+        at_ = 0, base_ = nullptr;
+        plan(*this);
+        if (at_ > size_ || (size_ > KEPT && at_ < size_ / 8)) {
+            memory_.reset();
+            size_ = at_;
+            memory_.reset(static_cast<char*>(std::aligned_alloc(LINE, size_ + LINE)));
+            if (!memory_) {
+                size_ = 0;
+                throw std::bad_alloc();
+            }
+        }
+        at_ = 0, base_ = memory_.get();
+        plan(*this);
+    }
+
+    template <typename T>
+    void take(T*& part, std::int64_t count) {
+        part = base_ ? reinterpret_cast<T*>(base_ + at_) : nullptr;
+        at_ += (static_cast<std::size_t>(count) * sizeof(T) + LINE - 1) / LINE * LINE;
+    }
+
+   private:
+    static constexpr std::size_t LINE = 64, KEPT = std::size_t{64} << 20;
+    struct Free {
+        void operator()(char* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<char, Free> memory_;
+    std::size_t size_ = 0, at_ = 0;
+    char* base_ = nullptr;
+};
+
+// A compressor window that a step completes.
+struct CompletedWindow {
+    std::int32_t segment;
+    std::int64_t number;
+};
+
+// Some rows of a segment.
+struct RowRange {
+    std::int64_t begin, end, segment;
+};
+
+// All that follows from the segments alone.
+struct StepPlan {
+    const std::vector<StepSegment>& segments;
+    std::int64_t rows = 0;
+    std::vector<std::int64_t> position;       // [N]
+    std::vector<std::int64_t> tiles;          // [T, 3], as attention takes them
+    std::vector<RowRange> queries;            // rows that an index search takes together
+    std::vector<CompletedWindow> windows[2];  // of CSA, of HCA
+    std::vector<std::int64_t> visible[2];     // [N]
+    std::int64_t most[2] = {};                // entries that a row may see
+    std::vector<std::int64_t> window_first, window_last;  // [N], in the window's rows
+    std::vector<std::int64_t> kept;           // [S]: past rows of the window that precede a segment's new ones
+    std::vector<std::int64_t> window_base;    // [S]: where a segment begins in the window's rows
+    std::int64_t window_rows = 0;
+
+    StepPlan(const NetworkConfig& config, const std::vector<StepSegment>& segments, std::int64_t index_queries);
+    static int of(Kind kind) { return kind == Kind::HCA; }
+};
+
+struct StepMemory {
+    float *angles[2][2];  // sliding and compressed: cosines and sines [N, rope / 2]
+    float *x, *normed, *mixes, *post, *comb;
+    std::uint16_t *rounded;
+    float *latent, *kv, *compressor, *index_compressor, *index_weights, *q, *index_q;
+    std::uint16_t *latent_rounded, *attended_rounded, *grouped_rounded, *inner;
+    std::uint8_t* new_window;
+    const std::uint8_t** window_rows;
+    const std::int32_t** tables;
+    float *attended, *out, *router, *weights, *choices;
+    std::int32_t *chosen, *order, *sources, *counts;
+    std::int64_t* selected;
+    IndexCandidate* candidates;
+    std::int64_t* found;
+    char** thread_memory;
+};
+
+// The phases of one layer, run by all threads of a team together.
+class LayerStep {
+   public:
+    LayerStep(const BoundNetwork& network, const StepPlan& plan, const HistoryView& history,
+              const std::int64_t* tokens, StepMemory& memory, std::int64_t splits)
+        : network(network), c(network.config), plan(plan), history(history), tokens(tokens), m(memory),
+          splits(splits) {}
+
+    // Of every row; before the first layer.
+    void angles(Team& team) const;
+    void run(Team& team, const Layer& layer, const LayerHistory& past, float* streams,
+             std::vector<Product>& expert_work) const;
+
+   private:
+    void read_streams(Team& team, const Hyper& hyper, const float* norm, const float* streams) const;
+    void attend(Team& team, const Layer& layer, const LayerHistory& past) const;
+    void finish_rows(Team& team, const Layer& layer, const LayerHistory& past) const;
+    void compress(const Compressor& compressor, const float* inputs, const Ring& ring, const Pool& pool,
+                  const RowFormat& format, const CompletedWindow& window, char* memory) const;
+    void search(Team& team, const Layer& layer, const LayerHistory& past) const;
+    void keep(const Layer& layer, const LayerHistory& past) const;
+    void mix_experts(Team& team, const Layer& layer, std::vector<Product>& work) const;
+    bool searches(const Layer& layer) const {
+        return layer.kind == Kind::CSA && plan.most[0] > c.topk;
+    }
+
+    const BoundNetwork& network;
+    const NetworkConfig& c;
+    const StepPlan& plan;
+    const HistoryView& history;
+    const std::int64_t* tokens;
+    StepMemory& m;
+    std::int64_t splits;  // parts into which an index search cuts the entries
+};
+
+// Memory that each thread needs.
+std::int64_t scratch_bytes(const NetworkConfig& config, const StepPlan& plan, const HistoryView& history);
+
+}  // namespace narrows

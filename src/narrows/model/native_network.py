@@ -1,0 +1,128 @@
+"""The network on the CPU kernels of native/: weights bound once, a forward step in one call.
+
+It computes what `Network` does with rounded inputs (`Network.round_inputs`), which is its reference, and reads and
+writes the same histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from narrows.model.config import LayerKind, ModelConfig
+from narrows.model.history import Key, SlotHistory
+from narrows.model.precision import Precision
+from narrows.model.segments import Segment, frequencies
+from narrows.ops import native
+from narrows.ops.packed import Packed
+from narrows.ops.row_format import FP4Keys, FP8Entries, RowFormat
+
+_KINDS = {LayerKind.SLIDING: "sliding", LayerKind.CSA: "csa", LayerKind.HCA: "hca"}
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "qk_rope_head_dim", "q_lora_rank", "o_groups"),
+    *("o_lora_rank", "sliding_window", "max_position_embeddings", "index_n_heads", "index_head_dim", "index_topk"),
+    *("csa_ratio", "hca_ratio", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "swiglu_limit"),
+    *("routed_scaling_factor", "rms_norm_eps", "hc_eps", "hc_sinkhorn_iters", "hc_mult"),
+)
+
+
+def why_not(config: ModelConfig) -> str | None:
+    """Why the kernels cannot run a network of this shape; None where they can."""
+    if not native.available():
+        return "the package was installed without a compiler"
+    wide = config.num_attention_heads // config.o_groups * config.head_dim
+    limits = (
+        (config.hc_mult == 4, f"hc_mult is {config.hc_mult}, not 4"),
+        (config.o_lora_rank % 16 == 0, f"o_lora_rank {config.o_lora_rank} is no multiple of 16"),
+        (wide % 4 == 0, f"a group of heads is {wide} wide, no multiple of 4"),
+        (config.o_groups <= 64, f"o_groups {config.o_groups} exceeds 64"),
+        (config.num_experts_per_tok <= 64, f"num_experts_per_tok {config.num_experts_per_tok} exceeds 64"),
+        (config.index_n_heads <= 256, f"index_n_heads {config.index_n_heads} exceeds 256"),
+        (config.qk_rope_head_dim <= config.index_head_dim, "index_head_dim is smaller than qk_rope_head_dim"),
+    )
+    return next((reason for holds, reason in limits if not holds), None)
+
+
+class NativeNetwork:
+    """Called like `Network`, on a CPU, for inference. `dtype` is that of its streams."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        precision: Precision,
+        matrices: Mapping[str, Packed],
+        arrays: Mapping[str, Tensor],
+    ) -> None:
+        """Weights by the names of `Network`'s, experts' matrices one by one (`layers.0.ffn.experts.7.w1`). They stay
+        where they are: views of a mapped file are read from it. `arrays`: embed.weight in BF16, tid2eid in int32, the
+        rest in float32. ValueError for weights that do not fit, or a shape that the kernels do not take (`why_not`).
+        """
+        reason = why_not(config)
+        if reason is not None:
+            raise ValueError(f"the kernels cannot run this network: {reason}")
+        self.config, self.precision = config, precision
+        self.mtp = any(name.startswith("mtp.") for name in arrays)
+        tensors = {
+            "sliding_frequencies": frequencies(config, LayerKind.SLIDING),
+            "compressed_frequencies": frequencies(config, LayerKind.HCA),
+            **{name: tensor.view(torch.int16) if name == "embed.weight" else tensor for name, tensor in arrays.items()},
+        }
+        kernels = native.kernels
+        self._bound = kernels.Network(
+            {name: getattr(config, name) for name in _SIZES}
+            | {"layer_types": [_KINDS[kind] for kind in config.layer_types]},
+            {
+                name: kernels.Matrix(packed.format, packed.rows, packed.columns, packed.values, packed.scales)
+                for name, packed in matrices.items()
+            },
+            tensors,
+        )
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: SlotHistory
+    ) -> Tensor:
+        """`Network.forward`; the positions follow from the segments."""
+        streams = torch.empty(len(tokens), self.config.hc_mult, self.config.hidden_size)
+        bound = history.bound()
+        history.begin(segments)
+        self._bound.step(tokens, _table(segments), bound, torch.get_num_threads(), streams)
+        history.commit(segments)
+        return streams
+
+    def logits(self, streams: Tensor) -> Tensor:
+        """`Network.logits`."""
+        return self._logits(streams, draft=False)
+
+    def mtp_forward(
+        self,
+        next_tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        streams: Tensor,
+        history: SlotHistory,
+    ) -> Tensor:
+        """`Network.mtp_forward`."""
+        out = torch.empty_like(streams)
+        bound = history.bound()
+        history.begin(segments)
+        self._bound.draft_step(next_tokens, _table(segments), bound, torch.get_num_threads(), streams, out)
+        history.commit(segments)
+        return out
+
+    def mtp_logits(self, streams: Tensor) -> Tensor:
+        """`Network.mtp_logits`."""
+        return self._logits(streams, draft=True)
+
+    def _logits(self, streams: Tensor, *, draft: bool) -> Tensor:
+        out = torch.empty(len(streams), self.config.vocab_size)
+        self._bound.logits(streams.contiguous(), draft, torch.get_num_threads(), out)
+        return out
+
+
+def _table(segments: Sequence[Segment]) -> Tensor:
+    return torch.tensor([(segment.rows, segment.past, segment.slot) for segment in segments])
