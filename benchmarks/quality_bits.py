@@ -63,7 +63,7 @@ def nats(
     samples = ([tokenizer.bos_id, *texts[number][window.start : window.end]] for number, window in places)
     place = iter(places)
     for group in packed(samples, ROWS):
-        batch = pack(group).to(network.embed.weight.device)
+        batch = pack(group).to(network.device)
         streams = network(batch.tokens, batch.positions, batch.segments)
         parts = zip(streams.split(_HEAD_ROWS), batch.targets.split(_HEAD_ROWS), strict=True)
         values = torch.cat([_of_targets(network.logits(rows), targets) for rows, targets in parts])

@@ -29,7 +29,7 @@ def test_a_pass_and_its_gradients_and_decoding(device: torch.device) -> None:
     network.load_state_dict(exact.state_dict())
     results = []
     for each in (exact, network):
-        place = each.embed.weight.device
+        place = each.device
         logits = each.logits(each(tokens.to(place), positions_of(segments, place), segments))
         logits.square().mean().backward()
         results.append((logits.detach(), [parameter.grad for parameter in each.parameters()]))

@@ -82,10 +82,9 @@ class Core:
         """
         self.network, self.tokenizer, self.limits = network, tokenizer, limits
         self._clock = clock
-        weight = network.embed.weight
-        self._device = weight.device
+        self._device = network.device
         drafts = limits.drafts if network.mtp else 0
-        kept: dict[str, Any] = {"dtype": weight.dtype, "precision": cache, "rollback": drafts}
+        kept: dict[str, Any] = {"dtype": network.dtype, "precision": cache, "rollback": drafts}
         try:
             shape = PagedHistory(network.config, slots=0, blocks=0, **kept)
         except ValueError as error:  # which only a precision of its own can be the reason of
@@ -100,7 +99,7 @@ class Core:
                 f"{int(least) + 1:,} or more, or fewer slots."
             )
         blocks = min(blocks, limits.slots * max(1, shape.blocks_for(network.config.max_position_embeddings)))
-        self.history = PagedHistory(network.config, slots=limits.slots, blocks=blocks, device=weight.device, **kept)
+        self.history = PagedHistory(network.config, slots=limits.slots, blocks=blocks, device=self._device, **kept)
         self.pool = BlockPool(blocks)
         store = None if prefixes is None else prefixes.open(network, self.history.block_tokens, cache)
         tree: PrefixTree[State] = PrefixTree(self.pool, self.history.block_tokens, snapshots)

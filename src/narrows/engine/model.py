@@ -103,9 +103,9 @@ class Model:
         self._limits, self._prefixes = limits, prefixes
 
     def __repr__(self) -> str:
-        weight = self.network.embed.weight
-        parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        return f"Model({parameters:,} parameters, {str(weight.dtype).removeprefix('torch.')} on {weight.device})"
+        network = self.network
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return f"Model({parameters:,} parameters, {str(network.dtype).removeprefix('torch.')} on {network.device})"
 
     @property
     def config(self) -> ModelConfig:

@@ -16,14 +16,13 @@ PREFILL_ROWS = 1024
 
 def new_history(network: Network) -> ContiguousHistory:
     """An empty history of one slot, in the network's dtype and on its device."""
-    weight = network.embed.weight
-    return ContiguousHistory(network.config, dtype=weight.dtype, device=weight.device)
+    return ContiguousHistory(network.config, dtype=network.dtype, device=network.device)
 
 
 @torch.inference_mode()
 def prefill(network: Network, history: ContiguousHistory, token_ids: Sequence[int]) -> Iterator[Tensor]:
     """Run the tokens through the network chunk by chunk; yields each chunk's streams [rows, hc_mult, d]."""
-    tokens = torch.tensor(token_ids, dtype=torch.int64, device=network.embed.weight.device)
+    tokens = torch.tensor(token_ids, dtype=torch.int64, device=network.device)
     for chunk in tokens.split(PREFILL_ROWS):
         segments = [history.segment(chunk.shape[0])]
         yield network(chunk, positions_of(segments, chunk.device), segments, history)

@@ -37,10 +37,9 @@ class Drafter:
 
     def __init__(self, network: Network, slots: int, most: int) -> None:
         """`most` drafts at once."""
-        weight = network.embed.weight
-        self._network, self._device = network, weight.device
+        self._network, self._device = network, network.device
         self._history = ContiguousHistory.for_mtp(
-            network.config, slots=slots, dtype=weight.dtype, device=weight.device, rollback=most
+            network.config, slots=slots, dtype=network.dtype, device=network.device, rollback=most
         )
 
     def forget(self, slot: int) -> None:

@@ -52,7 +52,7 @@ def identity_of(network: Network, cache: Precision | None = None) -> str:
     """What decides a history beside its tokens: configuration, weights, the precisions, and who computes."""
     running = hashlib.sha256(json.dumps(network.config.to_dict(), sort_keys=True).encode())
     running.update(native.kernels.instruction_set().encode() if native.available() else b"reference")
-    running.update(repr(cache_formats(network.config, network.embed.weight.dtype, cache)).encode())
+    running.update(repr(cache_formats(network.config, network.dtype, cache)).encode())
     for name, tensor in sorted(network.state_dict().items()):
         running.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

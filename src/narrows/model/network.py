@@ -57,6 +57,16 @@ class Network(nn.Module):
             MTPBlock(config, dtype=dtype, device=device) for _ in range(config.num_nextn_predict_layers)
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrices, and of what flows through them."""
+        return self.embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where all parameters lie."""
+        return self.embed.weight.device
+
     def forward(
         self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: History | None = None
     ) -> Tensor:

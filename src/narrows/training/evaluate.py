@@ -21,7 +21,7 @@ def bits_per_byte(network: Network, tokenizer: Tokenizer, texts: Sequence[Sequen
     """
     was_training = network.training
     network.eval()
-    device = network.embed.weight.device
+    device = network.device
     bits, size = 0.0, 0
     for group in packed(([tokenizer.bos_id, *text] for text in texts if text), rows):
         batch = pack(group).to(device)

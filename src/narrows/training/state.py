@@ -75,7 +75,7 @@ def load_state(
     if not file.exists():
         return Progress()
     try:
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location=network.embed.weight.device)
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location=network.device)
         _check_identity(file, state["identity"], identity)
         with torch.no_grad():
             _restore(masters.parameters, state["masters"])
