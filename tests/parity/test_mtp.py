@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from narrows.model.history import ContiguousHistory
+from narrows.engine.paged_history import PagedHistory
 from narrows.model.network import Network
 from narrows.model.segments import Segment
 from tests.parity.configurations import Case, Tally, cases, irregular_chunks
@@ -51,7 +51,7 @@ def packed(network: Network, sequences: list[Inputs]) -> tuple[list[Tensor], lis
 
 def chunked(network: Network, sequence: Inputs, sizes: list[int]) -> tuple[Tensor, Tensor]:
     """The block over one sequence in several steps, through its own history."""
-    history = ContiguousHistory.for_mtp(network.config, dtype=torch.float64)
+    history = PagedHistory.for_mtp(network.config, dtype=torch.float64)
     out = []
     for streams, next_tokens in zip(sequence.streams.split(sizes), sequence.next_tokens.split(sizes), strict=True):
         past = history.length()

@@ -130,8 +130,8 @@ class Model:
 
         Raises UsageError for no tokens, too many, or one outside the vocabulary.
         """
-        history = new_history(self.network)
-        chunks = prefill(self.network, history, self._checked(token_ids))
+        checked = self._checked(token_ids)
+        chunks = prefill(self.network, new_history(self.network, len(checked)), checked)
         return torch.cat([self.network.logits(streams).float() for streams in chunks])
 
     def stream(

@@ -81,6 +81,20 @@ class PagedHistory(SlotHistory):
             for key, kept in self._layout.entries.items()
         }
 
+    @classmethod
+    def for_mtp(
+        cls,
+        config: ModelConfig,
+        *,
+        slots: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        rollback: int = 0,
+    ) -> PagedHistory:
+        """The MTP block's own history: one sliding layer, which needs no blocks."""
+        kinds = (LayerKind.SLIDING,)
+        return cls(config, slots=slots, blocks=0, dtype=dtype, device=device, rollback=rollback, layer_types=kinds)
+
     # -- what a step asks -----------------------------------------------------------------------------------------
 
     def begin(self, step: Step) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from narrows.model.history import ContiguousHistory
+from narrows.engine.paged_history import PagedHistory
 from narrows.model.network import Network, positions_of
 
 # Over how many drafts success is averaged, and after how many steps a sequence that gets none is tried again.
@@ -38,7 +38,7 @@ class Drafter:
     def __init__(self, network: Network, slots: int, most: int) -> None:
         """`most` drafts at once."""
         self._network, self._device = network, network.device
-        self._history = ContiguousHistory.for_mtp(
+        self._history = PagedHistory.for_mtp(
             network.config, slots=slots, dtype=network.dtype, device=network.device, rollback=most
         )
 

@@ -212,30 +212,15 @@ class ContiguousHistory(SlotHistory):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         rollback: int = 0,
-        layer_types: tuple[LayerKind, ...] | None = None,
         precision: Precision | None = None,
     ) -> None:
-        layout = Layout.of(config, layer_types, dtype=dtype, precision=precision)
+        layout = Layout.of(config, dtype=dtype, precision=precision)
         super().__init__(layout, slots, device, rollback)
         self._entries = {
             key: torch.zeros(slots, 16, kept.format.width, dtype=kept.format.dtype, device=device)
             for key, kept in layout.entries.items()
         }
         self._ratio = {key: kept.ratio for key, kept in layout.entries.items()}
-
-    @classmethod
-    def for_mtp(
-        cls,
-        config: ModelConfig,
-        *,
-        slots: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        rollback: int = 0,
-    ) -> ContiguousHistory:
-        """The MTP block's own history: one sliding layer."""
-        kinds = (LayerKind.SLIDING,)
-        return cls(config, slots=slots, dtype=dtype, device=device, rollback=rollback, layer_types=kinds)
 
     # -- what a step asks -----------------------------------------------------------------------------------------
 

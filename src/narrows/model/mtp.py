@@ -16,7 +16,7 @@ class MTPBlock(Block):
     """An ordinary block (sliding window, learned routing) over the network's streams and the next token's embedding.
 
     The embedding and the output head are the network's; the collapse and the norm before the head are its own. Its
-    history is a separate one with a single sliding layer (`ContiguousHistory.for_mtp`).
+    history is a separate one with a single sliding layer (`PagedHistory.for_mtp`).
     """
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str | None) -> None:

@@ -103,7 +103,7 @@ class Network(nn.Module):
     ) -> Tensor:
         """The MTP block over the streams of the same rows: next_tokens [N] are the tokens that follow them.
 
-        -> streams [N, hc_mult, d]. `history` is the MTP block's own (`ContiguousHistory.for_mtp`).
+        -> streams [N, hc_mult, d]. `history` is the MTP block's own (`PagedHistory.for_mtp`).
         """
         mtp = self._mtp()
         streams = mtp.combine(self.embed(next_tokens), streams)
