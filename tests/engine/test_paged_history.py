@@ -12,7 +12,7 @@ from narrows.engine.blocks import BlockPool
 from narrows.engine.paged_history import Contents, PagedHistory, State
 from narrows.model.network import Network
 from narrows.model.presets import TINY
-from narrows.model.segments import Segment, positions_of
+from narrows.model.segments import Segment, Step, positions_of
 from tests.parity.configurations import Case, cases, for_each_draw, randomised, relative_error
 from tests.parity.test_parity import whole_pass
 
@@ -115,6 +115,38 @@ def test_any_walk_over_slots_and_blocks() -> None:
             assert [walk.history.length(slot) for slot in range(SLOTS)] == [len(text) for text in walk.texts]
 
     for_each_draw("paged walks", cases(longest=1), check)
+
+
+@pytest.mark.parametrize("rollback", [0, 1, 4])
+def test_the_row_of_a_token_lies_at_its_position_modulo_the_rings_capacity(rollback: int) -> None:
+    """What computes in the same memory counts on it: of every token that a step may still read, however it came in."""
+    config = TINY.model_copy(update={"sliding_window": 6})
+    history = PagedHistory.for_mtp(config, slots=2, rollback=rollback)
+    (key,), (rings,) = history.layout.recent, history.recent.values()
+    kept, capacity = config.sliding_window - 1, config.sliding_window + rollback
+    assert history.layout.recent[key].capacity(rollback) == capacity
+    assert rings.shape == (2, capacity, config.head_dim)
+    random, texts, undoable = Random(rollback), [torch.empty(0, config.head_dim)] * 2, [0, 0]
+    for _ in range(300):
+        slots = random.sample(range(2), random.randint(1, 2))
+        segments = [history.segment(random.choice((1, 1, 1, 3, 9, 40)), slot) for slot in slots]
+        new = [torch.randn(segment.rows, config.head_dim) for segment in segments]
+        step = Step(config, segments, positions_of(segments))
+        history.begin(step)
+        got = history.extend_recent(*key, torch.cat(new), step.window, step)
+        history.commit(step)
+        wanted = [part for slot, rows in zip(slots, new, strict=True) for part in (texts[slot][-kept:], rows)]
+        assert torch.equal(got, torch.cat(wanted))
+        for slot, rows in zip(slots, new, strict=True):
+            back = random.randint(0, min(undoable[slot] + len(rows), rollback))
+            undoable[slot] = min(undoable[slot] + len(rows), rollback) - back
+            history.roll_back(slot, back)
+            texts[slot] = torch.cat((texts[slot], rows))
+            texts[slot] = texts[slot][: len(texts[slot]) - back]
+        for slot, text in enumerate(texts):
+            last = range(max(0, len(text) - kept - undoable[slot]), len(text))
+            assert all(torch.equal(rings[slot, position % capacity], text[position]) for position in last)
+            assert torch.equal(history.state(slot).recent[key], text[-kept:])
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
-from narrows.model.history import Key, Layout, SlotHistory
+from narrows.model.history import Key, Layout, SlotHistory, fill_ring, ring_rows
 from narrows.model.precision import Precision
 from narrows.model.segments import Step, Windows
 from narrows.ops.pages import Pages
@@ -70,7 +70,7 @@ class PagedHistory(SlotHistory):
     ) -> None:
         super().__init__(Layout.of(config, layer_types, dtype=dtype, precision=precision), slots, device, rollback)
         self.block_tokens = block_tokens(config)
-        self.slots, self.blocks = slots, blocks
+        self.blocks = blocks
         self._device = torch.device(device)
         self._tables: list[list[int]] = [[] for _ in range(slots)]
         self._pages: dict[int, Tensor] = {}
@@ -78,7 +78,7 @@ class PagedHistory(SlotHistory):
             key: _untouched(
                 blocks, self.block_tokens // kept.ratio, kept.format.width, dtype=kept.format.dtype, device=self._device
             )
-            for key, kept in self._layout.entries.items()
+            for key, kept in self.layout.entries.items()
         }
 
     @classmethod
@@ -108,7 +108,7 @@ class PagedHistory(SlotHistory):
         self._pages = {}
 
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
-        pool, stored = self._entries[layer, name], self._layout.entries[layer, name].format
+        pool, stored = self._entries[layer, name], self.layout.entries[layer, name].format
         each = pool.shape[1]
         storage = pool.view(-1, pool.shape[2])
         rows = [
@@ -132,7 +132,7 @@ class PagedHistory(SlotHistory):
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that a sequence of so many tokens needs; none where no layer has entries."""
-        return -(-tokens // self.block_tokens) if self._layout.entries else 0
+        return -(-tokens // self.block_tokens) if self.layout.entries else 0
 
     def reset(self, slot: int) -> None:
         """Forget everything in the slot; its blocks are bound no more."""
@@ -160,16 +160,14 @@ class PagedHistory(SlotHistory):
         """A copy of all that is not in blocks."""
         length = self.length(slot)
         recent = {}
-        for key, buffer in self._recent.items():
-            needed = self._layout.recent[key].needed(length)
-            recent[key] = buffer[slot, buffer.shape[1] - needed :].clone()
+        for key, rings in self.recent.items():
+            recent[key] = torch.cat(ring_rows(rings[slot], length, self.layout.recent[key].needed(length)))
         return State(length, recent)
 
     def restore(self, slot: int, state: State, blocks: Sequence[int]) -> None:
         """Make the slot what it was when `state` was taken, with its tokens' entries in `blocks`."""
         for key, rows in state.recent.items():
-            buffer = self._recent[key]
-            buffer[slot, buffer.shape[1] - rows.shape[0] :] = rows
+            fill_ring(self.recent[key][slot], state.length, rows)
         self._lengths[slot], self._undoable[slot] = state.length, 0
         self._tables[slot] = list(blocks)
         self._unfinished.discard(slot)
@@ -193,7 +191,7 @@ class PagedHistory(SlotHistory):
     @property
     def slot_bytes(self) -> int:
         """Memory of one running sequence beside its blocks."""
-        return sum(buffer.shape[1] * buffer.shape[2] * buffer.element_size() for buffer in self._recent.values())
+        return sum(rings.shape[1] * rings.shape[2] * rings.element_size() for rings in self.recent.values())
 
     @property
     def bytes(self) -> int:

@@ -53,6 +53,11 @@ class RecentRows:
         """How many of the last rows a sequence of `past` tokens still needs."""
         return min(past, self.rows) if self.ratio is None else tail_rows(past, self.ratio, self.overlap)
 
+    def capacity(self, rollback: int) -> int:
+        """Rows that a ring must hold for `rollback` tokens to be taken back at once. The one beyond is for a step of
+        one row, which may so be stored before the past is read."""
+        return self.rows + rollback + 1
+
 
 @dataclass(frozen=True)
 class EntryRows:
@@ -128,17 +133,44 @@ class Snapshot:
     entries: dict[Key, Tensor]
 
 
+def ring_rows(ring: Tensor, end: int, count: int) -> list[Tensor]:
+    """Of a ring [capacity, width], the rows of the last `count` tokens before token `end`: views, one or two, the
+    oldest rows first."""
+    start = (end - count) % ring.shape[0]
+    before_the_seam = ring[start : start + count]
+    behind = count - before_the_seam.shape[0]
+    return [before_the_seam, ring[:behind]] if behind else [before_the_seam]
+
+
+def fill_ring(ring: Tensor, end: int, rows: Tensor) -> None:
+    """Store the rows of the last tokens before token `end`, as many of the last as the ring [capacity, width] holds."""
+    if rows.shape[0] > ring.shape[0]:
+        rows = rows[-ring.shape[0] :]
+    before_the_seam, *behind = ring_rows(ring, end, rows.shape[0])
+    if behind:
+        behind[0].copy_(rows[before_the_seam.shape[0] :])
+        rows = rows[: before_the_seam.shape[0]]
+    before_the_seam.copy_(rows)
+
+
 class SlotHistory:
-    """What histories with a slot a sequence share: the slots' lengths, and their recent rows."""
+    """What histories with a slot a sequence share: the slots' lengths, and their recent rows.
+
+    Public, for what computes a step in the same memory:
+
+    - `layout`: what is kept of every layer, and in which format.
+    - `recent[key]` [slots, capacity, width]: a ring per slot. The row of token p lies at p % capacity; the capacity is
+      `layout.recent[key].capacity(rollback)`. Rows of other tokens than those still needed mean nothing.
+    """
 
     def __init__(self, layout: Layout, slots: int, device: torch.device | str, rollback: int) -> None:
         """`rollback`: how many tokens `roll_back` may take back at once."""
-        self._layout, self._slots, self._rollback = layout, slots, rollback
+        self.layout, self.slots, self.rollback = layout, slots, rollback
         self._lengths = [0] * slots
         self._undoable = [0] * slots
         self._unfinished: set[int] = set()
-        self._recent = {
-            key: torch.zeros(slots, kept.rows + rollback, kept.format.width, dtype=kept.format.dtype, device=device)
+        self.recent = {
+            key: torch.zeros(slots, kept.capacity(rollback), kept.format.width, dtype=kept.format.dtype, device=device)
             for key, kept in layout.recent.items()
         }
 
@@ -156,21 +188,22 @@ class SlotHistory:
         self._unfinished.update(slots)
 
     def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
-        buffer, stored = self._recent[layer, name], self._layout.recent[layer, name].format
-        capacity = buffer.shape[1]
-        parts = []
+        slots, stored = self.recent[layer, name], self.layout.recent[layer, name].format
+        rings = [slots[segment.slot] for segment in step.segments]
         new_rows = stored.encode(rows.detach()).split([segment.rows for segment in step.segments])
-        for segment, kept, new in zip(step.segments, recent.kept, new_rows, strict=True):
-            with_past = torch.cat((buffer[segment.slot], new))
-            parts.append(with_past[capacity - kept :])
-            buffer[segment.slot] = with_past[segment.rows :]
-        return stored.decode(torch.cat(parts) if len(parts) > 1 else parts[0], rows.dtype)
+        parts = []
+        for segment, ring, kept, new in zip(step.segments, rings, recent.kept, new_rows, strict=True):
+            parts += [*ring_rows(ring, segment.past, kept), new]
+        together = torch.cat(parts)  # before anything is stored: new rows may take the place of those just read
+        for segment, ring, new in zip(step.segments, rings, new_rows, strict=True):
+            fill_ring(ring, segment.past + segment.rows, new)
+        return stored.decode(together, rows.dtype)
 
     def commit(self, step: Step) -> None:
         for segment in step.segments:
             self._unfinished.discard(segment.slot)
             self._lengths[segment.slot] += segment.rows
-            self._undoable[segment.slot] = min(self._undoable[segment.slot] + segment.rows, self._rollback)
+            self._undoable[segment.slot] = min(self._undoable[segment.slot] + segment.rows, self.rollback)
 
     def length(self, slot: int = 0) -> int:
         """Tokens that the slot holds. ValueError, as from all that follows, when a step in the slot did not end."""
@@ -188,14 +221,12 @@ class SlotHistory:
         length = self.length(slot)
         if not 0 <= tokens <= self._undoable[slot]:
             raise ValueError(f"cannot roll back {tokens} of {length} tokens; {self._undoable[slot]} can be taken back")
-        for buffer in self._recent.values():
-            buffer[slot] = buffer[slot].roll(tokens, dims=0)
         self._lengths[slot] = length - tokens
         self._undoable[slot] -= tokens
 
     def _check(self, slot: int) -> None:
-        if not 0 <= slot < self._slots:
-            raise ValueError(f"there is no slot {slot}; this history has {self._slots}")
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"there is no slot {slot}; this history has {self.slots}")
 
 
 class ContiguousHistory(SlotHistory):
@@ -225,10 +256,10 @@ class ContiguousHistory(SlotHistory):
     # -- what a step asks -----------------------------------------------------------------------------------------
 
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
-        pool, stored = self._entries[layer, name], self._layout.entries[layer, name].format
+        pool, stored = self._entries[layer, name], self.layout.entries[layer, name].format
         new = stored.encode(new.detach())
         if windows.most > pool.shape[1]:
-            grown = pool.new_zeros(self._slots, max(windows.most, 2 * pool.shape[1]), pool.shape[2])
+            grown = pool.new_zeros(self.slots, max(windows.most, 2 * pool.shape[1]), pool.shape[2])
             grown[:, : pool.shape[1]] = pool
             self._entries[layer, name] = pool = grown
         start = 0
@@ -247,11 +278,15 @@ class ContiguousHistory(SlotHistory):
 
     def snapshot(self, slot: int = 0) -> Snapshot:
         """A copy of the slot's history."""
-        length = self.length(slot)
+        length, undoable = self.length(slot), self._undoable[slot]
+        recent = {}
+        for key, rings in self.recent.items():
+            count = min(length, self.layout.recent[key].rows + undoable)
+            recent[key] = torch.cat(ring_rows(rings[slot], length, count))
         return Snapshot(
             length,
-            self._undoable[slot],
-            {key: buffer[slot].clone() for key, buffer in self._recent.items()},
+            undoable,
+            recent,
             {key: pool[slot, : length // self._ratio[key]].clone() for key, pool in self._entries.items()},
         )
 
@@ -259,11 +294,11 @@ class ContiguousHistory(SlotHistory):
         """Make the slot what it was when `snapshot` was taken."""
         self._check(slot)
         for key, rows in snapshot.recent.items():
-            self._recent[key][slot] = rows
+            fill_ring(self.recent[key][slot], snapshot.length, rows)
         for key, entries in snapshot.entries.items():
             pool = self._entries[key]
             if entries.shape[0] > pool.shape[1]:
-                grown = pool.new_zeros(self._slots, entries.shape[0], pool.shape[2])
+                grown = pool.new_zeros(self.slots, entries.shape[0], pool.shape[2])
                 grown[:, : pool.shape[1]] = pool
                 self._entries[key] = pool = grown
             pool[slot, : entries.shape[0]] = entries
@@ -272,4 +307,4 @@ class ContiguousHistory(SlotHistory):
 
     def bytes(self) -> int:
         """Memory held, in bytes."""
-        return sum(t.numel() * t.element_size() for t in (*self._recent.values(), *self._entries.values()))
+        return sum(t.numel() * t.element_size() for t in (*self.recent.values(), *self._entries.values()))
