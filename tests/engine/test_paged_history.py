@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from narrows.engine.blocks import BlockPool
-from narrows.engine.paged_history import Contents, PagedHistory, State
+from narrows.engine.paged_history import Contents, PagedHistory, State, block_tokens
 from narrows.model.network import Network
 from narrows.model.presets import TINY
 from narrows.model.segments import Segment, Step, positions_of
@@ -98,7 +98,7 @@ class Walk:
         self.history.restore(target, state, blocks)
 
     def _empty(self, slot: int) -> None:
-        for pool in self.history._entries.values():
+        for pool in self.history.entries.values():
             pool[self.blocks[slot]] = torch.nan
         self.pool.release(self.blocks[slot])
         self.history.reset(slot)
@@ -147,6 +147,19 @@ def test_the_row_of_a_token_lies_at_its_position_modulo_the_rings_capacity(rollb
             last = range(max(0, len(text) - kept - undoable[slot]), len(text))
             assert all(torch.equal(rings[slot, position % capacity], text[position]) for position in last)
             assert torch.equal(history.state(slot).recent[key], text[-kept:])
+
+
+def test_tables_hold_the_blocks_bound_to_a_slot_and_no_more_than_all_positions_need() -> None:
+    config = TINY.model_copy(update={"max_position_embeddings": 3 * block_tokens(TINY) - 1})
+    history = PagedHistory(config, slots=2, blocks=9)
+    history.bind(1, [7])
+    history.bind(1, range(3, 5))
+    assert (history.tables.dtype, history.tables.tolist()) == (torch.int32, [[0, 0, 0], [7, 3, 4]])
+    with pytest.raises(ValueError, match="slot 1 has 3 blocks and cannot have 1 more; 3 is the most"):
+        history.bind(1, [5])
+    history.restore(1, history.state(0), [8])
+    history.bind(1, [2])
+    assert history.tables[1, :2].tolist() == [8, 2]
 
 
 @torch.no_grad()

@@ -54,6 +54,12 @@ class PagedHistory(SlotHistory):
     A sequence's owner binds its blocks to a slot, in the order of its tokens, before a step needs them. Which block is
     whose is decided elsewhere (BlockPool): blocks may be bound to several slots as long as nobody writes to them,
     which nobody does once they are full. `rollback`: how many tokens `roll_back` may take back at once.
+
+    Public, for what computes a step in the same memory, beside `layout` and `recent`:
+
+    - `tables` int32 [slots, most]: the blocks bound to every slot, in the order of its tokens; `most` is what a
+      sequence of all positions has. What lies behind those bound is some block or 0.
+    - `entries[key]` [blocks, each, width]: entry i of a sequence is row i % each of its block number i // each.
     """
 
     def __init__(
@@ -72,9 +78,11 @@ class PagedHistory(SlotHistory):
         self.block_tokens = block_tokens(config)
         self.blocks = blocks
         self._device = torch.device(device)
-        self._tables: list[list[int]] = [[] for _ in range(slots)]
-        self._pages: dict[int, Tensor] = {}
-        self._entries = {
+        most = self.blocks_for(config.max_position_embeddings)
+        self.tables = _untouched(slots, most, dtype=torch.int32, device=self._device)
+        self._bound = [0] * slots
+        self._places: dict[int, tuple[Tensor, Tensor]] = {}
+        self.entries = {
             key: _untouched(
                 blocks, self.block_tokens // kept.ratio, kept.format.width, dtype=kept.format.dtype, device=self._device
             )
@@ -101,32 +109,33 @@ class PagedHistory(SlotHistory):
         """ValueError unless every segment continues what its slot holds, and has the blocks for it."""
         for segment in step.segments:
             self._check(segment.slot)
-            bound, wanted = len(self._tables[segment.slot]), segment.past + segment.rows
+            bound, wanted = self._bound[segment.slot], segment.past + segment.rows
             if self.blocks_for(wanted) > bound:
                 raise ValueError(f"slot {segment.slot} has {bound} blocks, too few for {wanted} tokens")
         super().begin(step)
-        self._pages = {}
+        self._places = {}
 
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
-        pool, stored = self._entries[layer, name], self.layout.entries[layer, name].format
+        pool, stored = self.entries[layer, name], self.layout.entries[layer, name].format
         each = pool.shape[1]
+        if each not in self._places:
+            self._places[each] = self._find_places(each, windows, step)
+        table, places = self._places[each]
         storage = pool.view(-1, pool.shape[2])
-        rows = [
-            self._tables[segment.slot][entry // each] * each + entry % each
-            for segment, before, count in zip(step.segments, windows.before, windows.new, strict=True)
-            for entry in range(before, before + count)
-        ]
-        if rows:
-            storage[torch.tensor(rows, device=self._device)] = stored.encode(new.detach())
-        if each not in self._pages:
-            longest = max(1, *(len(self._tables[segment.slot]) for segment in step.segments))
-            padded = [
-                [block * each for block in self._tables[segment.slot]]
-                + [0] * (longest - len(self._tables[segment.slot]))
-                for segment in step.segments
-            ]
-            self._pages[each] = torch.tensor(padded, device=self._device)
-        return Pages(storage, self._pages[each], each, stored)
+        if new.shape[0]:
+            storage[places] = stored.encode(new.detach())
+        return Pages(storage, table, each, stored)
+
+    def _find_places(self, each: int, windows: Windows, step: Step) -> tuple[Tensor, Tensor]:
+        """Where entries lie, `each` a block: the first row of every block [S, n], and the rows of the new ones [n]."""
+        longest = max(self._bound[segment.slot] for segment in step.segments)
+        table = self.tables[:, :longest][step.slots].long() * each
+        places = [table.new_empty(0)]
+        for blocks, before, count in zip(table, windows.before, windows.new, strict=True):
+            if count:
+                numbers = torch.arange(before, before + count, device=self._device)
+                places.append(blocks[numbers // each] + numbers % each)
+        return table, torch.cat(places)
 
     # -- what its owner asks --------------------------------------------------------------------------------------
 
@@ -138,22 +147,27 @@ class PagedHistory(SlotHistory):
         """Forget everything in the slot; its blocks are bound no more."""
         self._unfinished.discard(slot)
         self._lengths[slot] = self._undoable[slot] = 0
-        self._tables[slot] = []
+        self._bound[slot] = 0
 
     def bind(self, slot: int, blocks: Sequence[int]) -> None:
-        """Bind further blocks behind those of the slot. New ones are zeroed by `clear`, shared ones must be full."""
-        self._tables[slot].extend(blocks)
+        """Bind further blocks behind those of the slot. New ones are zeroed by `clear`, shared ones must be full.
+        ValueError for more than all positions need."""
+        bound, most = self._bound[slot], self.tables.shape[1]
+        if bound + len(blocks) > most:
+            raise ValueError(f"slot {slot} has {bound} blocks and cannot have {len(blocks)} more; {most} is the most")
+        self._bound[slot] += len(blocks)
+        self.tables[slot, bound : self._bound[slot]] = torch.tensor(blocks, dtype=torch.int32)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero blocks that somebody used before: what is masked is read all the same, and NaN would pass a mask."""
         if blocks:
             index = torch.tensor(blocks, device=self._device)
-            for pool in self._entries.values():
+            for pool in self.entries.values():
                 pool[index] = 0
 
     def copy(self, source: int, target: int) -> None:
         """Make block `target` what `source` is."""
-        for pool in self._entries.values():
+        for pool in self.entries.values():
             pool[target] = pool[source]
 
     def state(self, slot: int) -> State:
@@ -168,30 +182,31 @@ class PagedHistory(SlotHistory):
         """Make the slot what it was when `state` was taken, with its tokens' entries in `blocks`."""
         for key, rows in state.recent.items():
             fill_ring(self.recent[key][slot], state.length, rows)
-        self._lengths[slot], self._undoable[slot] = state.length, 0
-        self._tables[slot] = list(blocks)
+        self._lengths[slot], self._undoable[slot], self._bound[slot] = state.length, 0, 0
+        self.bind(slot, blocks)
         self._unfinished.discard(slot)
 
     def read(self, blocks: Sequence[int]) -> Contents:
         """Copies of these blocks."""
         index = torch.tensor(list(blocks), dtype=torch.int64, device=self._device)
-        return Contents({key: pool[index] for key, pool in self._entries.items()})
+        return Contents({key: pool[index] for key, pool in self.entries.items()})
 
     def write(self, blocks: Sequence[int], contents: Contents) -> None:
         """Fill these blocks with what `read` gave, in the same order."""
         index = torch.tensor(list(blocks), dtype=torch.int64, device=self._device)
         for key, entries in contents.entries.items():
-            self._entries[key][index] = entries
+            self.entries[key][index] = entries
 
     @property
     def block_bytes(self) -> int:
         """Memory of one block."""
-        return sum(pool.shape[1] * pool.shape[2] * pool.element_size() for pool in self._entries.values())
+        return sum(pool.shape[1] * pool.shape[2] * pool.element_size() for pool in self.entries.values())
 
     @property
     def slot_bytes(self) -> int:
         """Memory of one running sequence beside its blocks."""
-        return sum(rings.shape[1] * rings.shape[2] * rings.element_size() for rings in self.recent.values())
+        recent = sum(rings.shape[1] * rings.shape[2] * rings.element_size() for rings in self.recent.values())
+        return recent + self.tables.shape[1] * self.tables.element_size()
 
     @property
     def bytes(self) -> int:
