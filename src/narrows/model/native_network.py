@@ -6,13 +6,17 @@ writes the same histories.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
-from narrows.model.history import Key, SlotHistory
+from narrows.model.history import SlotHistory
 from narrows.model.precision import Precision
 from narrows.model.segments import Segment, frequencies
 from narrows.ops import native
@@ -70,7 +74,9 @@ class NativeNetwork:
         tensors = {
             "sliding_frequencies": frequencies(config, LayerKind.SLIDING),
             "compressed_frequencies": frequencies(config, LayerKind.HCA),
-            **{name: tensor.view(torch.int16) if name == "embed.weight" else tensor for name, tensor in arrays.items()},
+            **{
+                name: tensor.view(torch.uint16) if name == "embed.weight" else tensor for name, tensor in arrays.items()
+            },
         }
         kernels = native.kernels
         self._bound = kernels.Network(
@@ -83,15 +89,11 @@ class NativeNetwork:
             tensors,
         )
 
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: SlotHistory
-    ) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: SlotHistory) -> Tensor:
         """`Network.forward`; the positions follow from the segments."""
         streams = torch.empty(len(tokens), self.config.hc_mult, self.config.hidden_size)
-        bound = history.bound()
-        history.begin(segments)
-        self._bound.step(tokens, _table(segments), bound, torch.get_num_threads(), streams)
-        history.commit(segments)
+        with _under_way(segments, history) as memory:
+            self._bound.step(tokens, _table(segments), memory, torch.get_num_threads(), streams)
         return streams
 
     def logits(self, streams: Tensor) -> Tensor:
@@ -108,10 +110,8 @@ class NativeNetwork:
     ) -> Tensor:
         """`Network.mtp_forward`."""
         out = torch.empty_like(streams)
-        bound = history.bound()
-        history.begin(segments)
-        self._bound.draft_step(next_tokens, _table(segments), bound, torch.get_num_threads(), streams, out)
-        history.commit(segments)
+        with _under_way(segments, history) as memory:
+            self._bound.draft_step(next_tokens, _table(segments), memory, torch.get_num_threads(), streams, out)
         return out
 
     def mtp_logits(self, streams: Tensor) -> Tensor:
@@ -122,6 +122,58 @@ class NativeNetwork:
         out = torch.empty(len(streams), self.config.vocab_size)
         self._bound.logits(streams.contiguous(), draft, torch.get_num_threads(), out)
         return out
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Of a step what a history wants to know."""
+
+    segments: Sequence[Segment]
+
+
+@contextmanager
+def _under_way(segments: Sequence[Segment], history: SlotHistory) -> Iterator[Any]:
+    """Begin a step, give the history's memory as kernels take it, and commit unless the step fails."""
+    step = _Step(segments)
+    history.begin(step)
+    yield _memory(history)
+    history.commit(step)
+
+
+def _memory(history: SlotHistory) -> Any:
+    """A history's memory, bound once."""
+    found = _bound.get(history)
+    if found is None:
+        layers = sorted({layer for layer, _ in history.recent})
+        entry = history.layout.recent[layers[0], "window"].format
+        keys = [kept.format for (_, name), kept in history.layout.entries.items() if name == "indexer"]
+        parts = [
+            (
+                *(_bytes(history.recent.get((layer, name))) for name in ("window", "compressor", "indexer")),
+                *(_bytes(history.entries.get((layer, name))) for name in ("compressor", "indexer")),
+            )
+            for layer in layers
+        ]
+        found = native.kernels.History(parts, _format(entry), _format(keys[0] if keys else entry), history.tables)
+        _bound[history] = found
+    return found
+
+
+_bound: WeakKeyDictionary[SlotHistory, Any] = WeakKeyDictionary()
+
+
+def _bytes(memory: Tensor | None) -> Tensor | None:
+    return None if memory is None else memory.view(torch.uint8)
+
+
+def _format(stored: RowFormat) -> tuple[str, int, int]:
+    match stored:
+        case FP8Entries():
+            return "fp8_entries", stored.features, stored.rope
+        case FP4Keys():
+            return "fp4_keys", stored.features, 0
+        case _:
+            return ("bf16" if stored.dtype == torch.bfloat16 else "float32"), stored.width, 0
 
 
 def _table(segments: Sequence[Segment]) -> Tensor:
