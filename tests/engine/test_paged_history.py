@@ -132,9 +132,9 @@ def test_the_row_of_a_token_lies_at_its_position_modulo_the_rings_capacity(rollb
         segments = [history.segment(random.choice((1, 1, 1, 3, 9, 40)), slot) for slot in slots]
         new = [torch.randn(segment.rows, config.head_dim) for segment in segments]
         step = Step(config, segments, positions_of(segments))
-        history.begin(step)
+        history.begin(step.segments)
         got = history.extend_recent(*key, torch.cat(new), step.window, step)
-        history.commit(step)
+        history.commit(step.segments)
         wanted = [part for slot, rows in zip(slots, new, strict=True) for part in (texts[slot][-kept:], rows)]
         assert torch.equal(got, torch.cat(wanted))
         for slot, rows in zip(slots, new, strict=True):

@@ -35,8 +35,9 @@ from narrows.engine.speculation import Drafter, Followed
 from narrows.engine.store import Prefixes
 from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
-from narrows.model.network import Network, positions_of
+from narrows.model.forward import Forward
 from narrows.model.precision import Precision
+from narrows.model.segments import positions_of
 from narrows.text.tokenizer import Tokenizer
 
 # Rows between two tidyings, which cost some 20 ms: less than a hundredth of the time that so many rows take.
@@ -67,7 +68,7 @@ class Core:
 
     def __init__(
         self,
-        network: Network,
+        network: Forward,
         tokenizer: Tokenizer | None,
         limits: Limits,
         *,
@@ -84,7 +85,7 @@ class Core:
         self._clock = clock
         self._device = network.device
         drafts = limits.drafts if network.mtp else 0
-        kept: dict[str, Any] = {"dtype": network.dtype, "precision": cache, "rollback": drafts}
+        kept: dict[str, Any] = {"dtype": network.dtype, "precision": cache or network.cache, "rollback": drafts}
         try:
             shape = PagedHistory(network.config, slots=0, blocks=0, **kept)
         except ValueError as error:  # which only a precision of its own can be the reason of

@@ -17,7 +17,7 @@ from narrows.engine.request import SamplingParameters, check_prompt, check_submi
 from narrows.engine.sequence import Event, Finished, Request, SequenceState
 from narrows.engine.store import Prefixes
 from narrows.errors import NarrowsError, UsageError
-from narrows.model.network import Network
+from narrows.model.forward import Forward
 from narrows.model.precision import Precision
 from narrows.text.tokenizer import Tokenizer
 
@@ -90,7 +90,7 @@ class Engine:
 
     def __init__(
         self,
-        network: Network,
+        network: Forward,
         tokenizer: Tokenizer | None = None,
         limits: Limits | None = None,
         prefixes: Prefixes | None = None,

@@ -13,7 +13,7 @@ from torch import Tensor
 from narrows.model.config import LayerKind, ModelConfig
 from narrows.model.history import Key, Layout, SlotHistory, fill_ring, ring_rows
 from narrows.model.precision import Precision
-from narrows.model.segments import Step, Windows
+from narrows.model.segments import Segment, Step, Windows
 from narrows.ops.pages import Pages
 
 
@@ -98,21 +98,30 @@ class PagedHistory(SlotHistory):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         rollback: int = 0,
+        precision: Precision | None = None,
     ) -> PagedHistory:
         """The MTP block's own history: one sliding layer, which needs no blocks."""
-        kinds = (LayerKind.SLIDING,)
-        return cls(config, slots=slots, blocks=0, dtype=dtype, device=device, rollback=rollback, layer_types=kinds)
+        return cls(
+            config,
+            slots=slots,
+            blocks=0,
+            dtype=dtype,
+            device=device,
+            rollback=rollback,
+            layer_types=(LayerKind.SLIDING,),
+            precision=precision,
+        )
 
     # -- what a step asks -----------------------------------------------------------------------------------------
 
-    def begin(self, step: Step) -> None:
+    def begin(self, segments: Sequence[Segment]) -> None:
         """ValueError unless every segment continues what its slot holds, and has the blocks for it."""
-        for segment in step.segments:
+        for segment in segments:
             self._check(segment.slot)
             bound, wanted = self._bound[segment.slot], segment.past + segment.rows
             if self.blocks_for(wanted) > bound:
                 raise ValueError(f"slot {segment.slot} has {bound} blocks, too few for {wanted} tokens")
-        super().begin(step)
+        super().begin(segments)
         self._places = {}
 
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:

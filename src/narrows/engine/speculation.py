@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from narrows.engine.paged_history import PagedHistory
-from narrows.model.network import Network, positions_of
+from narrows.model.forward import Forward
+from narrows.model.segments import positions_of
 
 # Over how many drafts success is averaged, and after how many steps a sequence that gets none is tried again.
 _REMEMBERED = 16
@@ -35,11 +36,16 @@ class Followed:
 class Drafter:
     """The MTP block and its window, a slot for each of the engine's."""
 
-    def __init__(self, network: Network, slots: int, most: int) -> None:
+    def __init__(self, network: Forward, slots: int, most: int) -> None:
         """`most` drafts at once."""
         self._network, self._device = network, network.device
         self._history = PagedHistory.for_mtp(
-            network.config, slots=slots, dtype=network.dtype, device=network.device, rollback=most
+            network.config,
+            slots=slots,
+            dtype=network.dtype,
+            device=network.device,
+            rollback=most,
+            precision=network.cache,
         )
 
     def forget(self, slot: int) -> None:

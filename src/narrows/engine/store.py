@@ -26,8 +26,8 @@ from safetensors.torch import save as save_tensors
 
 from narrows.engine.paged_history import Contents, State
 from narrows.errors import NarrowsError
+from narrows.model.forward import Forward
 from narrows.model.history import Key
-from narrows.model.network import Network
 from narrows.model.precision import Precision, cache_formats
 from narrows.ops import native
 
@@ -43,19 +43,17 @@ class Prefixes:
     directory: Path
     most_bytes: int = 4 << 30
 
-    def open(self, network: Network, block_tokens: int, cache: Precision | None = None) -> PrefixStore:
+    def open(self, network: Forward, block_tokens: int, cache: Precision | None = None) -> PrefixStore:
         """The store for this network and cache. NarrowsError when there can be no such directory."""
         return PrefixStore(self.directory, identity_of(network, cache), block_tokens, self.most_bytes)
 
 
-def identity_of(network: Network, cache: Precision | None = None) -> str:
+def identity_of(network: Forward, cache: Precision | None = None) -> str:
     """What decides a history beside its tokens: configuration, weights, the precisions, and who computes."""
     running = hashlib.sha256(json.dumps(network.config.to_dict(), sort_keys=True).encode())
     running.update(native.kernels.instruction_set().encode() if native.available() else b"reference")
-    running.update(repr(cache_formats(network.config, network.dtype, cache)).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        running.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    running.update(repr(cache_formats(network.config, network.dtype, cache or network.cache)).encode())
+    running.update(network.fingerprint().encode())
     return running.hexdigest()
 
 

@@ -6,6 +6,7 @@ It keeps, per layer, *recent rows* (the last few rows of window KV and of the co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,8 +27,8 @@ Key = tuple[int, str]
 class History(Protocol):
     """What a forward step asks for."""
 
-    def begin(self, step: Step) -> None:
-        """Check that the step's segments continue what is stored; ValueError if not."""
+    def begin(self, segments: Sequence[Segment]) -> None:
+        """Check that a step's segments continue what is stored; ValueError if not."""
 
     def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
         """Store `rows` [N, f]; return [recent.total, f]: every segment's kept past rows, then its new ones."""
@@ -35,7 +36,7 @@ class History(Protocol):
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
         """Store the entries [n, f] of the windows just completed; return all entries."""
 
-    def commit(self, step: Step) -> None:
+    def commit(self, segments: Sequence[Segment]) -> None:
         """All layers are done: the step's tokens now belong to the past."""
 
 
@@ -109,8 +110,8 @@ class Layout:
 class BatchHistory:
     """No past, and nothing kept: the history of a training batch. It differentiates."""
 
-    def begin(self, step: Step) -> None:
-        if any(segment.past for segment in step.segments):
+    def begin(self, segments: Sequence[Segment]) -> None:
+        if any(segment.past for segment in segments):
             raise ValueError("a segment with a past needs a history")
 
     def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
@@ -119,7 +120,7 @@ class BatchHistory:
     def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
         return Pages(new, windows.first_new[:, None], max(windows.most, 1))
 
-    def commit(self, step: Step) -> None:
+    def commit(self, segments: Sequence[Segment]) -> None:
         pass
 
 
@@ -174,11 +175,11 @@ class SlotHistory:
             for key, kept in layout.recent.items()
         }
 
-    def begin(self, step: Step) -> None:
-        slots = [segment.slot for segment in step.segments]
+    def begin(self, segments: Sequence[Segment]) -> None:
+        slots = [segment.slot for segment in segments]
         if len(set(slots)) != len(slots):
             raise ValueError("two segments of one step share a slot")
-        for segment in step.segments:
+        for segment in segments:
             if segment.past != self.length(segment.slot):
                 raise ValueError(
                     f"the segment says {segment.past} past tokens, but slot {segment.slot} holds "
@@ -199,8 +200,8 @@ class SlotHistory:
             fill_ring(ring, segment.past + segment.rows, new)
         return stored.decode(together, rows.dtype)
 
-    def commit(self, step: Step) -> None:
-        for segment in step.segments:
+    def commit(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
             self._unfinished.discard(segment.slot)
             self._lengths[segment.slot] += segment.rows
             self._undoable[segment.slot] = min(self._undoable[segment.slot] + segment.rows, self.rollback)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
-from narrows.model.history import SlotHistory
+from narrows.model.history import Key, Layout
 from narrows.model.precision import Precision
 from narrows.model.segments import Segment, frequencies
 from narrows.ops import native
@@ -61,15 +60,21 @@ class NativeNetwork:
         precision: Precision,
         matrices: Mapping[str, Packed],
         arrays: Mapping[str, Tensor],
+        fingerprint: str = "",
     ) -> None:
         """Weights by the names of `Network`'s, experts' matrices one by one (`layers.0.ffn.experts.7.w1`). They stay
         where they are: views of a mapped file are read from it. `arrays`: embed.weight in BF16, tid2eid in int32, the
-        rest in float32. ValueError for weights that do not fit, or a shape that the kernels do not take (`why_not`).
+        rest in float32. `fingerprint` names the weights, where a history is to outlive them. ValueError for weights
+        that do not fit, or a shape that the kernels do not take (`why_not`).
         """
         reason = why_not(config)
         if reason is not None:
             raise ValueError(f"the kernels cannot run this network: {reason}")
-        self.config, self.precision = config, precision
+        self.config, self.precision, self._fingerprint = config, precision, fingerprint
+        self.cache = precision
+        self.parameter_count = sum(packed.rows * packed.columns for packed in matrices.values()) + sum(
+            array.numel() for array in arrays.values() if array.is_floating_point()
+        )
         self.mtp = any(name.startswith("mtp.") for name in arrays)
         tensors = {
             "sliding_frequencies": frequencies(config, LayerKind.SLIDING),
@@ -89,7 +94,7 @@ class NativeNetwork:
             tensors,
         )
 
-    def __call__(self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: SlotHistory) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: PagedMemory) -> Tensor:
         """`Network.forward`; the positions follow from the segments."""
         streams = torch.empty(len(tokens), self.config.hc_mult, self.config.hidden_size)
         with _under_way(segments, history) as memory:
@@ -106,7 +111,7 @@ class NativeNetwork:
         positions: Tensor,
         segments: Sequence[Segment],
         streams: Tensor,
-        history: SlotHistory,
+        history: PagedMemory,
     ) -> Tensor:
         """`Network.mtp_forward`."""
         out = torch.empty_like(streams)
@@ -118,29 +123,42 @@ class NativeNetwork:
         """`Network.mtp_logits`."""
         return self._logits(streams, draft=True)
 
+    def fingerprint(self) -> str:
+        """Its weights' name, and its precision."""
+        return f"{self.precision} {self._fingerprint}"
+
     def _logits(self, streams: Tensor, *, draft: bool) -> Tensor:
         out = torch.empty(len(streams), self.config.vocab_size)
         self._bound.logits(streams.contiguous(), draft, torch.get_num_threads(), out)
         return out
 
 
-@dataclass(frozen=True)
-class _Step:
-    """Of a step what a history wants to know."""
+class PagedMemory(Protocol):
+    """A history whose memory a step may read and write itself, as `PagedHistory` says where everything lies. These
+    tensors stay where they are."""
 
-    segments: Sequence[Segment]
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def recent(self) -> dict[Key, Tensor]: ...
+    @property
+    def entries(self) -> dict[Key, Tensor]: ...
+    @property
+    def tables(self) -> Tensor: ...
+
+    def begin(self, segments: Sequence[Segment]) -> None: ...
+    def commit(self, segments: Sequence[Segment]) -> None: ...
 
 
 @contextmanager
-def _under_way(segments: Sequence[Segment], history: SlotHistory) -> Iterator[Any]:
+def _under_way(segments: Sequence[Segment], history: PagedMemory) -> Iterator[Any]:
     """Begin a step, give the history's memory as kernels take it, and commit unless the step fails."""
-    step = _Step(segments)
-    history.begin(step)
+    history.begin(segments)
     yield _memory(history)
-    history.commit(step)
+    history.commit(segments)
 
 
-def _memory(history: SlotHistory) -> Any:
+def _memory(history: PagedMemory) -> Any:
     """A history's memory, bound once."""
     found = _bound.get(history)
     if found is None:
@@ -159,7 +177,7 @@ def _memory(history: SlotHistory) -> Any:
     return found
 
 
-_bound: WeakKeyDictionary[SlotHistory, Any] = WeakKeyDictionary()
+_bound: WeakKeyDictionary[PagedMemory, Any] = WeakKeyDictionary()
 
 
 def _bytes(memory: Tensor | None) -> Tensor | None:

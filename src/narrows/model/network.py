@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from narrows.model.hyper import HyperHead
 from narrows.model.linear import Linear
 from narrows.model.mtp import MTPBlock
 from narrows.model.norm import RMSNorm
+from narrows.model.precision import Precision
 from narrows.model.segments import Segment, Step, positions_of
 from narrows.ops.dtypes import wide
 
@@ -31,6 +33,9 @@ class Network(nn.Module):
 
     Matrices have `dtype`; norms, mHC, sinks, router and compressor inputs are float32 at least.
     """
+
+    cache: Precision | None = None
+    """The precision of a history that belongs to the network; None: that of its dtype."""
 
     def __init__(
         self,
@@ -67,6 +72,18 @@ class Network(nn.Module):
         """Where all parameters lie."""
         return self.embed.weight.device
 
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def fingerprint(self) -> str:
+        """A hash of all weights: with tokens, configuration and cache it decides what comes out."""
+        running = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            running.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return running.hexdigest()
+
     def forward(
         self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: History | None = None
     ) -> Tensor:
@@ -81,7 +98,7 @@ class Network(nn.Module):
         streams = embedded[:, None, :].repeat(1, self.config.hc_mult, 1)
         for block in self.layers:
             streams = block(streams, tokens, step, history)
-        history.commit(step)
+        history.commit(segments)
         return streams
 
     def logits(self, streams: Tensor) -> Tensor:
@@ -109,7 +126,7 @@ class Network(nn.Module):
         streams = mtp.combine(self.embed(next_tokens), streams)
         step, history = self._begin(next_tokens, positions, segments, history)
         streams = mtp(streams, next_tokens, step, history)
-        history.commit(step)
+        history.commit(segments)
         return streams
 
     def mtp_logits(self, streams: Tensor) -> Tensor:
@@ -138,7 +155,7 @@ class Network(nn.Module):
             )
         step = Step(self.config, segments, positions)
         history = BatchHistory() if history is None else history
-        history.begin(step)
+        history.begin(segments)
         return step, history
 
     def _mtp(self) -> MTPBlock:

@@ -1,5 +1,7 @@
 """Kernels for CPUs, from native/module.cpp. Shapes and meaning: native/kernels.hpp, narrows.ops."""
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor
 
 def instruction_sets() -> list[str]: ...
@@ -103,4 +105,71 @@ def attention_gradient(
     by_storage: Tensor | None,
     by_sink: Tensor,
     /,
+) -> None: ...
+
+# -- inference ---------------------------------------------------------------------------------------------------
+
+_Format = tuple[str, int, int]
+
+class Matrix:
+    def __init__(self, format: str, rows: int, columns: int, values: Tensor, scales: Tensor) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+
+_LayerMemory = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+class History:
+    def __init__(self, layers: Sequence[_LayerMemory], entries: _Format, keys: _Format, tables: Tensor) -> None: ...
+
+class Network:
+    def __init__(
+        self, config: Mapping[str, object], matrices: Mapping[str, Matrix], arrays: Mapping[str, Tensor]
+    ) -> None: ...
+    def step(self, tokens: Tensor, segments: Tensor, history: History, threads: int, streams: Tensor) -> None: ...
+    def draft_step(
+        self, tokens: Tensor, segments: Tensor, history: History, threads: int, streams: Tensor, out: Tensor
+    ) -> None: ...
+    def logits(self, streams: Tensor, draft: bool, threads: int, out: Tensor) -> None: ...
+
+def linear(x: Tensor, matrix: Matrix, exact: bool, threads: int, out: Tensor) -> None: ...
+def encode_rows(format: _Format, rows: Tensor, out: Tensor) -> None: ...
+def decode_rows(format: _Format, stored: Tensor, out: Tensor) -> None: ...
+def index_topk(
+    queries: Tensor,
+    weights: Tensor,
+    visible: Tensor,
+    keys: Tensor,
+    tables: Tensor,
+    format: _Format,
+    splits: int,
+    out: Tensor,
+) -> None: ...
+def attention_stored(
+    q: Tensor,
+    window: Tensor,
+    first: Tensor,
+    last: Tensor,
+    tiles: Tensor,
+    entries: Tensor | None,
+    tables: Tensor,
+    visible: Tensor | None,
+    selected: Tensor | None,
+    sink: Tensor,
+    format: _Format,
+    out: Tensor,
+) -> None: ...
+def compress(rows: Tensor, ape: Tensor, overlap: bool, out: Tensor) -> None: ...
+def hyper_pre(
+    streams: Tensor,
+    fn: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    eps: float,
+    norm_eps: float,
+    iterations: int,
+    out: Tensor,
+    post: Tensor,
+    comb: Tensor,
 ) -> None: ...

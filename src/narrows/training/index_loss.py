@@ -40,7 +40,7 @@ class IndexerTeacher:
     def _watch(self, attention: Attention, seen: Attended) -> None:
         if self.active and attention.training and seen.entries is not None:
             history = BatchHistory()
-            history.begin(seen.step)
+            history.begin(seen.step.segments)
             queries, weights, keys = attention.indexer.index(seen.x.detach(), seen.latent.detach(), seen.step, history)
             self._losses.append(index_loss(attention, seen, queries, weights, keys))
 
