@@ -254,6 +254,13 @@ void hyper_pre(In3 streams, In2 fn, In1 base, In1 scale, float eps, float norm_e
                      out.data(), post.data(), comb.data());
 }
 
+// logits [V] -> whether all are finite, the first of the largest, log Σ e^x.
+std::tuple<bool, std::int64_t, double> summarize(In1 logits) {
+    require(logits.shape(0) > 0, "logits [V], V from 1");
+    const LogitsSummary found = k().summarize(logits.data(), logits.shape(0));
+    return {found.finite, found.largest, found.log_sum};
+}
+
 }  // namespace
 
 void define_inference(nb::module_& m) {
@@ -281,6 +288,7 @@ void define_inference(nb::module_& m) {
           "last"_a.noconvert(), "tiles"_a.noconvert(), "entries"_a.noconvert().none(), "tables"_a.noconvert(),
           "visible"_a.noconvert().none(), "selected"_a.noconvert().none(), "sink"_a.noconvert(), "format"_a,
           "out"_a.noconvert());
+    m.def("summarize", &summarize, "logits"_a.noconvert());
     m.def("compress", &compress, "rows"_a.noconvert(), "ape"_a.noconvert(), "overlap"_a, "out"_a.noconvert());
     m.def("hyper_pre", &hyper_pre, "streams"_a.noconvert(), "fn"_a.noconvert(), "base"_a.noconvert(),
           "scale"_a.noconvert(), "eps"_a, "norm_eps"_a, "iterations"_a, "out"_a.noconvert(), "post"_a.noconvert(),

@@ -11,6 +11,7 @@
 #include "rms_norm.hpp"
 #include "rows.hpp"
 #include "sinkhorn.hpp"
+#include "summary.hpp"
 #include "swiglu.hpp"
 
 namespace narrows::NARROWS_ISA {
@@ -49,6 +50,7 @@ extern const Kernels kernels = {
     hyper_finish,
     hyper_head_row,
     weighted_sum,
+    summarize,
 };
 
 }  // namespace narrows::NARROWS_ISA

@@ -46,6 +46,12 @@ struct IndexCandidate {
     std::int32_t entry;
 };
 
+struct LogitsSummary {
+    bool finite;
+    std::int64_t largest;
+    double log_sum;
+};
+
 struct Kernels {
     // streams [N, 4, d], fn [M, 4·d], base [4] -> out [N, d], mixes [N, M], inverse [N]
     void (*hyper_read)(std::int64_t begin, std::int64_t end, std::int64_t d, std::int64_t mixes_count,
@@ -127,6 +133,7 @@ struct Kernels {
                            float norm_eps, std::int64_t d, float* to);
     void (*weighted_sum)(const float* const* rows, const float* weights, std::int64_t count, const float* last,
                          std::int64_t d, float* to);
+    LogitsSummary (*summarize)(const float* logits, std::int64_t count);
 };
 
 namespace portable {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from narrows.engine.request import SamplingParameters
 from narrows.errors import NarrowsError, UsageError
-from narrows.ops.sample import draw, soften
+from narrows.ops.sample import Summary, draw, soften, summarize
 from narrows.ops.topk import top_k
 
 __all__ = ["Sampled", "Sampler", "SamplingParameters"]
@@ -50,6 +50,7 @@ class Sampler:
         self._penalises = (
             parameters.repetition_penalty != 1 or parameters.presence_penalty != 0 or parameters.frequency_penalty != 0
         )
+        self._unchanged = not self._penalises and not parameters.logit_bias
         # Per token of the vocabulary; empty where no penalty asks for them.
         counted = vocab_size if self._penalises else 0
         self._drawn = torch.zeros(counted, dtype=torch.int32)
@@ -59,7 +60,12 @@ class Sampler:
 
     def draw(self, logits: Tensor, mask: Tensor | None = None) -> Sampled:
         """The next token, from logits [V]; `mask` [V]: what a constraint allows. Errors as in `distribution`."""
-        return self.report(self._choose(logits, mask, self._generator), logits)
+        summary = summarize(logits)
+        if not summary.finite:
+            raise _not_finite()
+        if self._unchanged and mask is None and self.parameters.temperature == 0:
+            return self._report(summary.largest, logits, summary)
+        return self._report(self._choose(logits, mask, self._generator), logits, summary)
 
     def accept(self, token: int) -> None:
         """Count a token that now belongs to the reply, for the penalties."""
@@ -87,14 +93,16 @@ class Sampler:
         cut[chosen] = probabilities[chosen]
         return cut / cut.sum()
 
-    def report(self, token: int, logits: Tensor) -> Sampled:
+    def _report(self, token: int, logits: Tensor, summary: Summary) -> Sampled:
         """A token drawn from logits [V], with the log-probabilities that were asked for."""
+        logprob = float(logits[token]) - summary.log_sum
+        if not self.parameters.logprobs:
+            return Sampled(token, logprob, ())
         row = logits.detach().to("cpu", torch.float64)
-        whole = float(row.logsumexp(-1))
-        likeliest = top_k(row, self.parameters.logprobs).tolist() if self.parameters.logprobs else []
-        alternatives = [(other, float(row[other]) - whole) for other in likeliest if other >= 0]
+        likeliest = top_k(row, self.parameters.logprobs).tolist()
+        alternatives = [(other, float(row[other]) - summary.log_sum) for other in likeliest if other >= 0]
         alternatives.sort(key=lambda one: (-one[1], one[0]))
-        return Sampled(token, float(row[token]) - whole, tuple(alternatives))
+        return Sampled(token, logprob, tuple(alternatives))
 
     def guess(self, logits: Tensor, mask: Tensor | None = None, ahead: int = 0) -> int:
         """What `draw` would give `ahead` draws from now if the logits were these [V]; nothing is drawn.
@@ -115,10 +123,7 @@ class Sampler:
     def _scores(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """Logits [V] after penalties, bias and mask, float64."""
         if not bool(logits.isfinite().all()):
-            raise NarrowsError(
-                "the model's logits are not finite; its weights are damaged, or too large for this precision: choose "
-                "float32, or restore them."
-            )
+            raise _not_finite()
         scores = logits.detach().to("cpu", torch.float64, copy=True)
         if self._penalises:
             factor = self.parameters.repetition_penalty
@@ -144,6 +149,13 @@ class Sampler:
         if parameters.min_p > 0:
             kept = min(kept, int((probabilities >= parameters.min_p * probabilities.max()).sum()))
         return kept
+
+
+def _not_finite() -> NarrowsError:
+    return NarrowsError(
+        "the model's logits are not finite; its weights are damaged, or too large for this precision: choose float32, "
+        "or restore them."
+    )
 
 
 def _nucleus(probabilities: Tensor, among: int, share: float) -> int:

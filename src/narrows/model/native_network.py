@@ -167,8 +167,11 @@ def _memory(history: PagedMemory) -> Any:
         keys = [kept.format for (_, name), kept in history.layout.entries.items() if name == "indexer"]
         parts = [
             (
-                *(_bytes(history.recent.get((layer, name))) for name in ("window", "compressor", "indexer")),
-                *(_bytes(history.entries.get((layer, name))) for name in ("compressor", "indexer")),
+                _bytes(history.recent[layer, "window"]),
+                _bytes(history.recent.get((layer, "compressor"))),
+                _bytes(history.recent.get((layer, "indexer"))),
+                _bytes(history.entries.get((layer, "compressor"))),
+                _bytes(history.entries.get((layer, "indexer"))),
             )
             for layer in layers
         ]

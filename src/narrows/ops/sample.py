@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from narrows.ops import native
 
 # Below it logits / temperature could overflow; nothing is drawn differently.
 _COLDEST = 1e-260
@@ -33,3 +37,21 @@ def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     cumulative = weights.cumsum(-1)
     places = torch.rand(weights.shape[0], 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, places, right=True).squeeze(-1).clamp(max=weights.shape[-1] - 1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of logits [V]: the token of the largest, of equal ones the lowest, and log Σ e^logit; `finite`: whether all are.
+    Where they are not the rest means nothing."""
+
+    finite: bool
+    largest: int
+    log_sum: float
+
+
+def summarize(logits: Tensor) -> Summary:
+    """What of logits [V] every draw needs to know."""
+    if native.serves(logits) and logits.dtype == torch.float32:
+        return Summary(*native.kernels.summarize(native.plain(logits)))
+    row = logits.detach().to("cpu", torch.float64)
+    return Summary(bool(row.isfinite().all()), int(row.argmax()), float(row.logsumexp(-1)))
