@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = config.stash[_home] = tempfile.TemporaryDirectory(prefix="narrows-home-")
     os.environ["HOME"] = home.name
     os.environ["XDG_CACHE_HOME"] = f"{home.name}/.cache"
+    os.environ.pop("NARROWS_CACHE", None)
     os.environ["HF_HOME"] = f"{home.name}/.cache/huggingface"
     os.environ["HF_HUB_OFFLINE"] = "1"
 

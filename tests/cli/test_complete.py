@@ -306,6 +306,9 @@ def test_prefixes_are_kept_in_the_user_s_cache(
     assert run(monkeypatch, *arguments, "--context", str(tree)) == 0
     assert list((tmp_path / "xdg/narrows/prefixes").glob("*.prefix"))
     assert (tmp_path / "xdg/narrows/prefixes").stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("NARROWS_CACHE", str(tmp_path / "named"))
+    assert run(monkeypatch, *arguments, "--context", str(tree)) == 0
+    assert list((tmp_path / "named/prefixes").glob("*.prefix"))
     capsys.readouterr()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from narrows.checkpoints.shards import Header, Shards, existing_directory, read_
 from narrows.errors import NarrowsError
 from narrows.model.config import ModelConfig
 from narrows.model.network import Network
+
+_log = logging.getLogger(__name__)
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -31,6 +34,11 @@ def read_config(directory: str | Path) -> ModelConfig:
                 f"{path.absolute()} is absent; it says what kind of model this is: restore or download it."
             )
     return ModelConfig.from_dict(read_json(path), source=str(path))
+
+
+def mention_absent_mtp(directory: str | Path) -> None:
+    """Log that a directory's config.json counts MTP weights that its files do not have."""
+    _log.warning("%s has no MTP weights (mtp.*), though its config.json counts them; going on without.", directory)
 
 
 class Checkpoint:

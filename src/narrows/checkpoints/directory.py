@@ -15,7 +15,8 @@ from pathlib import Path
 from narrows.checkpoints.paths import exists, is_folder
 from narrows.errors import NarrowsError, UsageError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""The errors of a disk without room."""
 
 
 def check_new(destination: Path, needed: int) -> None:
@@ -57,9 +58,9 @@ def new_directory(destination: Path) -> Iterator[Path]:
         yield partial
         for folder, _, files in os.walk(partial):
             for path in (folder, *(os.path.join(folder, name) for name in files)):
-                _flush(path)
+                flush(path)
         os.rename(partial, destination)
-        _flush(parent)
+        flush(parent)
     except OSError as error:
         raise _explained(destination, error) from None
     finally:
@@ -70,7 +71,7 @@ def new_directory(destination: Path) -> Iterator[Path]:
 
 
 def _explained(destination: Path, error: OSError) -> NarrowsError:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return NarrowsError(f"{destination} was not written: the disk is full; make room or choose another disk.")
     if error.errno == errno.EFBIG:
         return NarrowsError(
@@ -110,7 +111,8 @@ def _remove_leftovers(parent: Path, name: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _flush(path: str | Path) -> None:
+def flush(path: str | Path) -> None:
+    """Have the system write a file, or a folder's names, to the disk now. OSError if it cannot."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from narrows.errors import NarrowsError
 from narrows.model.precision import Format
 from narrows.ops.quantize import (
     dequantize_fp8,
@@ -59,6 +60,25 @@ def encode(weight: Tensor, target: Format) -> Encoded:
             return Encoded(*quantize_mxfp4(weight))
         case _:
             return Encoded(weight.to(_DTYPES[target][0]))
+
+
+def encode_tensor(name: str, weight: Tensor, target: Format) -> Encoded:
+    """`encode`; NarrowsError, naming the tensor, where the format cannot hold it or would hold what is not finite."""
+    try:
+        stored = encode(weight, target)
+    except ValueError as error:
+        raise NarrowsError(f"the tensor {name} cannot be stored as {target}: {error}.") from None
+    if not all_finite(stored.values):
+        raise NarrowsError(f"the tensor {name} holds a value that is not finite in {target}; restore it.")
+    return stored
+
+
+def recoded(name: str, found: Encoded, target: Format) -> Encoded:
+    """The tensor in this format; one that has it already is not touched. Raises as `encode_tensor`."""
+    if found.format is target:
+        return found
+    whole = found.values if target is Format.INT64 else found.decode(torch.float32)
+    return encode_tensor(name, whole, target)
 
 
 def stored_as(target: Format, shape: tuple[int, ...]) -> list[tuple[torch.dtype, tuple[int, ...]]]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
 
-from narrows.checkpoints.checkpoint import Checkpoint
+from narrows.checkpoints.checkpoint import Checkpoint, mention_absent_mtp
 from narrows.checkpoints.device import usable_device
 from narrows.errors import NarrowsError
 from narrows.model.network import Network
-
-_log = logging.getLogger(__name__)
 
 
 def load_network(
@@ -31,7 +28,7 @@ def load_network(
     device = usable_device(device)
     checkpoint = Checkpoint(directory)
     if checkpoint.mtp_absent:
-        _log.warning("%s has no MTP weights (mtp.*), though its config.json counts them; going on without.", directory)
+        mention_absent_mtp(directory)
     network = Network(checkpoint.config, dtype=dtype, device="meta")
     try:
         network.to_empty(device=device)

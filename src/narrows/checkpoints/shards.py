@@ -46,12 +46,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_headers(directory: Path) -> list[Header]:
     """Every tensor in the directory's shards, in the files' order. Reads headers only.
 
-    NarrowsError if there is no complete set of safetensors files: none at all, one that the index names but is
-    absent, or a truncated one. Which shard holds what is for their headers to say, not for the index.
+    NarrowsError as from `shard_files`, or for a truncated file. Which shard holds what is for their headers to say,
+    not for the index.
     """
+    return [header for path in shard_files(directory) for header in _shard_headers(path)]
+
+
+def shard_files(directory: Path) -> list[Path]:
+    """The directory's safetensors files; NarrowsError if there is no complete set of them: none at all, or one that
+    the index names but is absent."""
     single, index = directory / SINGLE, directory / INDEX
     if exists(single):
-        return _shard_headers(single)
+        return [single]
     if not exists(index):
         pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
         if pickles:
@@ -63,14 +69,13 @@ def read_headers(directory: Path) -> list[Header]:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
         raise NarrowsError(f"{index} has no weight_map of tensor names to shards; restore or download it again.")
-    headers = []
-    for shard in dict.fromkeys(where.values()):
+    shards = list(dict.fromkeys(where.values()))
+    for shard in shards:
         if Path(shard).name != shard:
             raise NarrowsError(f"{index} names the shard {shard!r}, which is not a file beside it; correct the index.")
         if not is_file(directory / shard):
             raise NarrowsError(f"{index} names the shard {shard}, but it is absent; download it again.")
-        headers += _shard_headers(directory / shard)
-    return headers
+    return [directory / shard for shard in shards]
 
 
 def _shard_headers(path: Path) -> list[Header]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ import torch
 
 from narrows.checkpoints.checksums import digest, write_checksums
 from narrows.checkpoints.directory import check_new, new_directory
-from narrows.checkpoints.encoding import Encoded, encode, stored_as
+from narrows.checkpoints.encoding import Encoded, encode_tensor, recoded, stored_as
 from narrows.checkpoints.names import scale_name, to_transformers
 from narrows.checkpoints.paths import exists, is_folder
 from narrows.checkpoints.shard_writer import Planned, ShardWriter
 from narrows.checkpoints.shards import INDEX, SINGLE
-from narrows.errors import NarrowsError, UsageError
+from narrows.errors import UsageError
 from narrows.model.config import ModelConfig
 from narrows.model.precision import Format, Precision, weight_format
 
@@ -170,21 +169,14 @@ def _wide_first(shard: list[_Weight]) -> list[_Weight]:
 
 
 def _stored(source: Source, weight: _Weight) -> tuple[Encoded, float]:
-    """The weight in its format, and the relative error that this cost; what has the format already is not touched."""
+    """The weight in its format, and the relative error that this cost."""
     found = source.encoded(weight.name)
-    if found.format is weight.format:
-        return found, 0.0
-    if weight.format is Format.INT64:
-        return encode(found.values, weight.format), 0.0
+    if found.format is weight.format or weight.format is Format.INT64:
+        return recoded(weight.name, found, weight.format), 0.0
     exact = found.decode(torch.float32)
-    try:
-        stored = encode(exact, weight.format)
-    except ValueError as error:
-        raise NarrowsError(f"the tensor {weight.name} cannot be stored as {weight.format}: {error}.") from None
+    stored = encode_tensor(weight.name, exact, weight.format)
     size = float(torch.linalg.vector_norm(exact, dtype=torch.float64))
     rounded_off = float(torch.linalg.vector_norm(stored.decode(torch.float32) - exact, dtype=torch.float64))
-    if not math.isfinite(rounded_off):
-        raise NarrowsError(f"the tensor {weight.name} holds a value that is not finite in {weight.format}; restore it.")
     return stored, rounded_off / size if size else 0.0
 
 

@@ -64,8 +64,8 @@ def complete(
         typer.Option(
             metavar="DIR",
             readable=False,
-            help="With --context: where what was read is kept for the next time. [default: narrows/prefixes in "
-            "$XDG_CACHE_HOME or ~/.cache]",
+            help="With --context: where what was read is kept for the next time. [default: prefixes in "
+            "$NARROWS_CACHE, or narrows/prefixes in $XDG_CACHE_HOME or ~/.cache]",
         ),
     ] = None,
     no_cache: Annotated[
@@ -217,11 +217,12 @@ def _with_cache(model: Model, context_tokens: int | None, prefixes: Prefixes | N
 
 def _prefixes(cache: Path | None) -> Prefixes | None:
     """Where known prefixes are kept between runs; None, and a word on standard error, where they cannot be."""
+    from narrows.checkpoints.cache_folder import cache_folder
     from narrows.cli.output import aside
     from narrows.engine.store import Prefixes
 
     try:
-        directory = cache or _cache_home() / "narrows" / "prefixes"
+        directory = cache or cache_folder("prefixes")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # for nobody else: it tells what was read
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory)
@@ -230,11 +231,6 @@ def _prefixes(cache: Path | None) -> Prefixes | None:
         aside(f"what is read is not kept ({why}); name another place with --cache DIR, or none with --no-cache.")
         return None
     return Prefixes(directory)
-
-
-def _cache_home() -> Path:
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return named if named.is_absolute() else Path.home() / ".cache"
 
 
 def _context(model: Model, context_tokens: int | None) -> int:

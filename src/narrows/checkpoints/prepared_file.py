@@ -1,0 +1,220 @@
+"""The file of prepared weights: a checked header, and behind it every tensor's bytes, mapped as they lie.
+
+First `_HEAD`: magic, version, the header's bytes, the file's, and the SHA-256 of these numbers and the header. Then the
+header: JSON with the precision, the configuration, and of every tensor what it is and where its parts begin, counted
+from the data. The data begin at a multiple of 4,096; at multiples of 64 all parts begin, and the file ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from narrows.errors import NarrowsError
+from narrows.model.config import ModelConfig
+from narrows.model.precision import Precision
+from narrows.ops.packed import Packed, PackedFormat, packed_sizes
+
+VERSION = 1
+"""Of the layout of the file and of the packed weights: an older file is made anew."""
+
+_MAGIC = b"narrows prepared"
+_HEAD = struct.Struct("<16sIQQ32s")
+_PAGE, _PART = 4096, 64
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int32": torch.int32}
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix [rows, columns] as `ops.packed` lays it out; its parts are values and scales."""
+
+    format: PackedFormat
+    rows: int
+    columns: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of every part. ValueError where the format cannot have this shape."""
+        return packed_sizes(self.format, self.rows, self.columns)
+
+
+@dataclass(frozen=True)
+class PlainTensor:
+    """A tensor of this dtype (bfloat16, float32 or int32) and shape, in one part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of its one part."""
+        return (prod(self.shape) * _DTYPES[self.dtype].itemsize,)
+
+
+class Contents:
+    """What a file holds, and where. `bytes`: its size; `names`: of all tensors, in the file's order."""
+
+    def __init__(
+        self, config: ModelConfig, precision: Precision, tensors: Mapping[str, PackedWeight | PlainTensor]
+    ) -> None:
+        self.config, self.precision, self.tensors = config, precision, dict(tensors)
+        self.starts: dict[str, tuple[int, ...]] = {}
+        end = 0
+        for name, tensor in self.tensors.items():
+            starts = []
+            for size in tensor.sizes:
+                starts.append(end)
+                end += size + -size % _PART
+            self.starts[name] = tuple(starts)
+        described = {
+            name: {"kind": "packed" if isinstance(tensor, PackedWeight) else "plain", **vars(tensor), "starts": starts}
+            for (name, tensor), starts in zip(self.tensors.items(), self.starts.values(), strict=True)
+        }
+        header = {"precision": precision, "config": config.to_dict(), "tensors": described}
+        self._header = json.dumps(header, separators=(",", ":")).encode()
+        self.bytes = _data_start(len(self._header)) + end
+
+    @classmethod
+    def parse(cls, header: bytes) -> Contents:
+        """Of a header that is known to be undamaged. ValueError, KeyError or NarrowsError for one of other contents
+        than this code's."""
+        found = json.loads(header)
+        tensors = {name: _described(tensor) for name, tensor in found["tensors"].items()}
+        contents = cls(ModelConfig.from_dict(found["config"]), Precision(found["precision"]), tensors)
+        if contents._header != header:
+            raise ValueError("its header says something else than the configuration and the tensors that it names")
+        return contents
+
+    @property
+    def head(self) -> bytes:
+        """All that stands before the data."""
+        numbers = _numbers(len(self._header), self.bytes)
+        head = numbers + hashlib.sha256(numbers + self._header).digest() + self._header
+        return head.ljust(_data_start(len(self._header)), b"\0")
+
+
+def write(file: BinaryIO, contents: Contents, tensors: Iterable[Packed | Tensor]) -> None:
+    """Write the whole file from where `file` stands; `tensors` are those of `contents.names`, in this order.
+
+    ValueError if one is not what the contents say; OSError as the system has it.
+    """
+    file.write(contents.head)
+    for (name, expected), tensor in zip(contents.tensors.items(), tensors, strict=True):
+        parts = (tensor.values, tensor.scales) if isinstance(tensor, Packed) else (tensor,)
+        for part, size in zip(parts, expected.sizes, strict=True):
+            content = part.contiguous().view(-1).view(torch.uint8)
+            if len(content) != size:
+                raise ValueError(f"{name}: {len(content)} bytes are not the {size} that were planned")
+            file.write(content.numpy().data)
+            file.write(bytes(-size % _PART))
+
+
+class Prepared:
+    """A file of prepared weights, mapped: tensors are views of it, whose pages are read when somebody looks at them.
+
+    They must not be written to: the map is read-only. `path` is None where the file has no name and ends with this
+    process.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path | None) -> None:
+        """ValueError, saying how, if the file is damaged or none of this version's."""
+        self.path = path
+        self._contents, data_start = _read_head(file)
+        self.config, self.precision = self._contents.config, self._contents.precision
+        self.bytes = self._contents.bytes
+        mapped = mmap.mmap(file.fileno(), self.bytes, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            # PyTorch has no tensors that cannot be written to, and says so. A private writable map would count
+            # against the memory that the system may promise, and be refused for a file larger than that.
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            self._data = torch.frombuffer(mapped, dtype=torch.uint8)[data_start:]
+
+    def __repr__(self) -> str:
+        return f"Prepared({self.precision}, {len(self.names)} tensors, {self.bytes:,} bytes, {self.path})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all tensors: the network's own, but that every expert's matrices are named apart (`experts.7.w1`)."""
+        return tuple(self._contents.tensors)
+
+    @property
+    def mtp(self) -> bool:
+        """Whether there is an MTP block."""
+        return self.config.num_nextn_predict_layers > 0
+
+    def is_packed(self, name: str) -> bool:
+        """Whether the tensor of this name is a packed weight. KeyError if there is none."""
+        return isinstance(self._contents.tensors[name], PackedWeight)
+
+    def packed(self, name: str) -> Packed:
+        """The packed weight of this name. KeyError if there is none."""
+        weight = self._contents.tensors[name]
+        if not isinstance(weight, PackedWeight):
+            raise KeyError(f"{name} is not packed")
+        values, scales = self._parts(name)
+        return Packed(weight.format, weight.rows, weight.columns, values, scales)
+
+    def plain(self, name: str) -> Tensor:
+        """The plain tensor of this name: bfloat16 embeddings, int32 tables, all else float32. KeyError if there is
+        none."""
+        tensor = self._contents.tensors[name]
+        if not isinstance(tensor, PlainTensor):
+            raise KeyError(f"{name} is packed")
+        (values,) = self._parts(name)
+        return values.view(_DTYPES[tensor.dtype]).view(tensor.shape)
+
+    def _parts(self, name: str) -> list[Tensor]:
+        contents = self._contents
+        sizes = contents.tensors[name].sizes
+        return [self._data[start : start + size] for start, size in zip(contents.starts[name], sizes, strict=True)]
+
+
+def _read_head(file: BinaryIO) -> tuple[Contents, int]:
+    """The contents, and where the data begin; ValueError if the header or the file's length is not what was written."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size or not head.startswith(_MAGIC):
+        raise ValueError("it does not begin as such a file does")
+    _, version, header_bytes, file_bytes, digest = _HEAD.unpack(head)
+    if version != VERSION:
+        raise ValueError(f"it has version {version}, not {VERSION}")
+    if file_bytes != size:
+        raise ValueError(f"it has {size:,} bytes")
+    header = file.read(min(header_bytes, size))
+    if hashlib.sha256(head[: -len(digest)] + header).digest() != digest:
+        raise ValueError("its checksum is not that of its header")
+    try:
+        contents = Contents.parse(header)
+    except (KeyError, TypeError, NarrowsError) as error:
+        raise ValueError(f"its header is of another version: {error}") from None
+    if contents.bytes != size:
+        raise ValueError(f"it has {size:,} bytes, not {contents.bytes:,}")
+    return contents, _data_start(header_bytes)
+
+
+def _described(found: dict[str, Any]) -> PackedWeight | PlainTensor:
+    kind = {"packed": PackedWeight, "plain": PlainTensor}[found["kind"]]
+    values = {field.name: found[field.name] for field in fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _numbers(header_bytes: int, file_bytes: int) -> bytes:
+    """`_HEAD` without the checksum."""
+    return _HEAD.pack(_MAGIC, VERSION, header_bytes, file_bytes, b"")[:-32]
+
+
+def _data_start(header_bytes: int) -> int:
+    end = _HEAD.size + header_bytes
+    return end + -end % _PAGE
