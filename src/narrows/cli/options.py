@@ -18,7 +18,8 @@ DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="A PyTorch dev
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PRECISION", help="What to compute in: float32 or bf16; without it float32 on a CPU, bf16 elsewhere."
+        metavar="PRECISION",
+        help="What to compute in: float32, bf16, and on a CPU fp8 or official; without it, on a CPU, the model's own.",
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,9 @@ from narrows.checkpoints.checkpoint import read_config
 from narrows.checkpoints.checksums import verify_listed
 from narrows.checkpoints.device import usable_device
 from narrows.checkpoints.hub import fetch
-from narrows.checkpoints.load import load_network
+from narrows.checkpoints.load import load_network, load_reference
+from narrows.checkpoints.native import load_native
+from narrows.checkpoints.prepared import own_precision
 from narrows.engine.engine import Engine
 from narrows.engine.limits import Limits
 from narrows.engine.paged_history import block_tokens
@@ -27,13 +30,17 @@ from narrows.engine.sequence import Drawn, Event, Prefilled
 from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
 from narrows.model.config import ModelConfig
-from narrows.model.network import Network
+from narrows.model.forward import Forward
+from narrows.model.native_network import why_not
+from narrows.model.precision import Precision
 from narrows.text.fim import fim_prompt
 from narrows.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+_log = logging.getLogger("narrows")
+
+PRECISIONS = ("float32", "bf16", "fp8", "official")
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Model:
 
     def __init__(
         self,
-        network: Network,
+        network: Forward,
         tokenizer: Tokenizer,
         limits: Limits | None = None,
         prefixes: Prefixes | None = None,
@@ -104,8 +111,8 @@ class Model:
 
     def __repr__(self) -> str:
         network = self.network
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        return f"Model({parameters:,} parameters, {str(network.dtype).removeprefix('torch.')} on {network.device})"
+        computes_in = network.cache or str(network.dtype).removeprefix("torch.")
+        return f"Model({network.parameter_count:,} parameters, {computes_in} on {network.device})"
 
     @property
     def config(self) -> ModelConfig:
@@ -203,20 +210,41 @@ def load(
 ) -> Model:
     """Load a model: "embedded" (the one that ships with the package), a directory, or a hub id ("owner/name").
 
-    `precision`: "float32" or "bf16", what the network computes in; None chooses float32 on a CPU, bf16 elsewhere.
-    Quantised checkpoints are dequantised. `prefixes`: where known ones outlive the process. Raises UsageError for a
-    device that is not there, NarrowsError for what is missing or broken in the files.
+    `precision`: "float32", "bf16", "fp8" or "official", in which the weights are held and computed with
+    (`model/precision.py`); None: on a CPU the checkpoint's own, elsewhere bf16. On a CPU, what is not float32 runs on
+    the kernels of native/, from a file that is prepared once; elsewhere there are float32 and bf16, to which quantised
+    checkpoints are dequantised. `prefixes`: where known ones outlive the process. Raises UsageError for a device that
+    is not there or a precision that it has not, NarrowsError for what is missing or broken in the files.
     """
     place = usable_device(device)
-    if precision is None:
-        precision = "float32" if place.type == "cpu" else "bf16"
-    if not isinstance(precision, str) or precision not in DTYPES:
-        raise UsageError(f"precision {precision!r} is not one that a model computes in; choose {' or '.join(DTYPES)}.")
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not one that a model computes in; choose {_listed(PRECISIONS)}.")
     directory = fetch(source)
     tokenizer = Tokenizer.from_directory(directory)
     verify_listed(directory, "tokenizer.json")
-    tokenizer.check_fits(read_config(directory), str(directory))  # before any weight is read: that can take minutes
-    return Model(load_network(directory, dtype=DTYPES[precision], device=place), tokenizer, prefixes=prefixes)
+    config = read_config(directory)
+    tokenizer.check_fits(config, str(directory))  # before any weight is read: that can take minutes
+    return Model(_network(directory, config, precision, place), tokenizer, prefixes=prefixes)
+
+
+def _network(directory: Path, config: ModelConfig, precision: str | None, device: torch.device) -> Forward:
+    if device.type != "cpu":
+        if precision not in (None, "float32", "bf16"):
+            raise UsageError(f"precision {precision} is for CPUs; on {device} choose float32 or bf16.")
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        return load_network(directory, dtype=dtype, device=device)
+    wanted = own_precision(directory) if precision is None else Precision(precision)
+    if wanted is Precision.FLOAT32:
+        return load_network(directory)
+    reason = why_not(config)
+    if reason is None:
+        return load_native(directory, wanted)
+    _log.warning("The kernels cannot run this model (%s): PyTorch does, exactly as they would, and slower.", reason)
+    return load_reference(directory, wanted)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def free_memory() -> int:

@@ -1,0 +1,36 @@
+"""A checkpoint to a network on the CPU kernels."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from narrows.checkpoints.prepared import Prepared, prepare
+from narrows.errors import UsageError
+from narrows.model.native_network import NativeNetwork, why_not
+from narrows.model.precision import Precision
+
+
+def load_native(directory: str | Path, precision: Precision | str) -> NativeNetwork:
+    """The network that a directory describes, in `bf16`, `fp8` or `official`, its weights mapped from the prepared file.
+
+    UsageError where the kernels cannot run it; otherwise errors as from `prepare`.
+    """
+    return bind(prepare(directory, precision))
+
+
+def bind(prepared: Prepared) -> NativeNetwork:
+    """The network whose weights these are. UsageError where the kernels cannot run it."""
+    reason = why_not(prepared.config)
+    if reason is not None:
+        raise UsageError(f"the kernels cannot run this model: {reason}; use the precision float32.")
+    packed = [name for name in prepared.names if prepared.is_packed(name)]
+    plain = [name for name in prepared.names if not prepared.is_packed(name)]
+    return NativeNetwork(
+        prepared.config,
+        prepared.precision,
+        {name: prepared.packed(name) for name in packed},
+        {name: prepared.plain(name) for name in plain},
+        # The file's name says of what checkpoint it is; one without a name is like no other.
+        prepared.path.stem if prepared.path else secrets.token_hex(20),
+    )
