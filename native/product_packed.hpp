@@ -363,7 +363,6 @@ template <typename Weights, int ROWS, int BLOCKS>
 inline void product_few(const Packed& w, std::int64_t block, const std::uint16_t* const* x, float* const* y) {
     const std::int64_t groups = w.padded_columns() / GROUP, apart = w.block_bytes();
     const std::uint8_t* from = w.values + block * apart;
-    const std::uint8_t* const end = w.values + w.value_bytes() - 64;
     __m512 totals[ROWS][BLOCKS];
     for (int r = 0; r < ROWS; ++r)
         for (int b = 0; b < BLOCKS; ++b) totals[r][b] = _mm512_setzero_ps();
@@ -375,9 +374,6 @@ inline void product_few(const Packed& w, std::int64_t block, const std::uint16_t
         for (std::int64_t group = first; group < last; ++group) {
             const std::uint8_t* at = from + group * Weights::BYTES;
             for (int b = 0; b < BLOCKS; ++b) {
-                // The next panel, while this one is computed: its first lines would otherwise be waited for.
-                const std::uint8_t* ahead = at + (b + BLOCKS) * apart;
-                _mm_prefetch(reinterpret_cast<const char*>(ahead < end ? ahead : end), _MM_HINT_T0);
                 __m512i one, two;
                 Weights::decode(at + b * apart, one, two);
                 for (int r = 0; r < ROWS; ++r) {

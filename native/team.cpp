@@ -10,6 +10,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 #endif
 
@@ -24,8 +25,18 @@ inline void pause() {
 #endif
 }
 
-// At a barrier others are mostly a few microseconds away; longer, and the core may be wanted by just them.
-constexpr int SPINS_AT_BARRIER = 4'000;
+// At a barrier others are mostly a few microseconds away. To yield while there is a core for each of us would hand ours
+// to another process for milliseconds, at every barrier; where there is not, the core is wanted by just those we wait for.
+constexpr int SPINS_WITH_CORES = 100'000, SPINS_WITHOUT = 100;
+
+int cores() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
 // Between two steps of a decode the interpreter works for some hundred microseconds.
 constexpr auto SPIN_BETWEEN = std::chrono::microseconds(300);
 
@@ -40,6 +51,7 @@ class Pool {
         arrived_.store(0, std::memory_order_relaxed);
         counter_.store(0, std::memory_order_relaxed);
         members_.store(threads, std::memory_order_relaxed);
+        spins_ = threads <= cores() ? SPINS_WITH_CORES : SPINS_WITHOUT;
         if (threads > 1) {
             work_ = &work;
             {
@@ -63,7 +75,7 @@ class Pool {
             return;
         }
         for (int spins = 0; generation_.load(std::memory_order_acquire) == before; ++spins) {
-            if (spins < SPINS_AT_BARRIER) {
+            if (spins < spins_) {
                 pause();
             } else {
                 std::this_thread::yield();
@@ -121,7 +133,7 @@ class Pool {
     std::atomic<int> arrived_{0}, sleeping_{0}, members_{1};
     std::atomic<std::int64_t> counter_{0};
     const std::function<void(Team&)>* work_ = nullptr;
-    int workers_ = 0;
+    int workers_ = 0, spins_ = 0;
 };
 
 namespace {
