@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from narrows.checkpoints.checkpoint import Checkpoint, read_config
 from narrows.checkpoints.encoding import encode
-from narrows.checkpoints.load import load_network
+from narrows.checkpoints.load import load_network, load_reference
 from narrows.checkpoints.save import NetworkSource, save_network
 from narrows.checkpoints.write import Layout, Plan, write_checkpoint
 from narrows.errors import NarrowsError, UsageError
@@ -261,7 +261,7 @@ PEAK = """
 import sys
 from narrows.checkpoints import shards
 from narrows.checkpoints.checkpoint import Checkpoint
-from narrows.checkpoints.load import load_network
+from narrows.checkpoints.load import load_network, load_reference
 from narrows.checkpoints.write import Plan, write_checkpoint
 from narrows.model.precision import Precision
 
@@ -315,3 +315,25 @@ def test_what_a_format_cannot_hold_is_named(tmp_path: Path) -> None:
         with pytest.raises(NarrowsError, match=r"layers\.1\.ffn\.experts\.2\.w3\.weight"):
             save_network(network, tmp_path / "new", precision=precision)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("stored", [Precision.FLOAT32, Precision.OFFICIAL])
+def test_the_reference_has_the_weights_of_its_precision(
+    tmp_path: Path, stored: Precision, precision: Precision
+) -> None:
+    """Those that the checkpoint would have if it were converted to it; and it rounds inputs where kernels do."""
+    write(tmp_path / "model", ODD, precision=stored)
+    convert(tmp_path / "model", tmp_path / "converted", precision)
+    reference = load_reference(tmp_path / "model", precision)
+    assert_same_weights(reference, load_network(tmp_path / "converted"))
+    assert reference.dtype == torch.float32
+    assert reference.cache is precision
+    assert not reference.training
+    assert reference.head.rounds_inputs is (precision is not Precision.FLOAT32)
+
+
+def test_a_weight_that_the_reference_s_precision_cannot_hold_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "model", TINY.model_copy(update={"moe_intermediate_size": 24}), precision="float32")
+    with pytest.raises(NarrowsError, match=r"experts\.0\.w2\.weight cannot be stored as mxfp4: .* multiple of 32"):
+        load_reference(tmp_path / "model", "official")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from narrows.checkpoints.checkpoint import Checkpoint, mention_absent_mtp
 from narrows.checkpoints.device import usable_device
+from narrows.checkpoints.encoding import recoded
 from narrows.errors import NarrowsError
 from narrows.model.network import Network
+from narrows.model.precision import Precision, weight_format
 
 
 def load_network(
@@ -26,9 +30,37 @@ def load_network(
     the directory holds is not a whole, undamaged model or does not fit into memory.
     """
     device = usable_device(device)
-    checkpoint = Checkpoint(directory)
+    return _loaded(Checkpoint(directory), dtype, device, Checkpoint.read)
+
+
+def load_reference(directory: str | Path, precision: Precision | str, *, device: torch.device | str = "cpu") -> Network:
+    """What a directory is in a precision, for others to be measured against: a float32 network whose weights are
+    rounded as the precision stores them, whose history is in the precision's cache, and whose large products read
+    their inputs in BF16 (`Network.round_inputs`), unless the precision is float32.
+
+    Takes whatever `load_network` does, and raises as it does; NarrowsError too where a weight cannot be stored so.
+    """
+    precision = Precision(precision)
+
+    def read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+        return recoded(name, checkpoint.encoded(name), weight_format(name, precision)).decode(dtype)
+
+    device = usable_device(device)
+    network = _loaded(Checkpoint(directory), torch.float32, device, read)
+    network.cache = precision
+    if precision is not Precision.FLOAT32:
+        network.round_inputs()
+    return network
+
+
+def _loaded(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    read: Callable[[Checkpoint, str, torch.dtype], Tensor],
+) -> Network:
     if checkpoint.mtp_absent:
-        mention_absent_mtp(directory)
+        mention_absent_mtp(checkpoint.directory)
     network = Network(checkpoint.config, dtype=dtype, device="meta")
     try:
         network.to_empty(device=device)
@@ -37,14 +69,14 @@ def load_network(
             raise
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
         raise NarrowsError(
-            f"{directory} needs {size / 1e9:.1f} GB on {device}, more than there is; choose a smaller precision or "
-            "another device."
+            f"{checkpoint.directory} needs {size / 1e9:.1f} GB on {device}, more than there is; choose a smaller "
+            "precision or another device."
         ) from None
     weights = network.state_dict()
     for name in checkpoint.shapes:
         slot = checkpoint.slots[name]
         target = weights[slot.ours][slot.index]
-        target.copy_(checkpoint.read(name, target.dtype))
+        target.copy_(read(checkpoint, name, target.dtype))
     checkpoint.close()
     return network.eval()
 

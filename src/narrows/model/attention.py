@@ -86,7 +86,7 @@ class Attention(nn.Module):
             self.observer(self, Attended(x, latent, q, window, entries, step))
         out = sparse_attention(q, window, entries, self.attn_sink, step.tiles, step.single_rows)
         out = rope(out, *angles, inverse=True).flatten(1)
-        return self.wo_b(grouped_linear(out, self.wo_a.weight, self.groups))
+        return self.wo_b(grouped_linear(self.wo_a.read(out), self.wo_a.weight, self.groups))
 
     def _entries(self, x: Tensor, latent: Tensor, step: Step, history: History) -> Entries | None:
         if self.kind is LayerKind.SLIDING:

@@ -19,8 +19,11 @@ class Indexer(nn.Module):
     """Scores entries by Σ_h w_h · ReLU(q_h · key), its keys made by a small compressor of its own.
 
     The choice does not differentiate, so nothing here has a gradient from the network's output. `dense`: choose
-    nothing and attend to all, as the first part of training does; for steps without a history only.
+    nothing and attend to all, as the first part of training does; for steps without a history only. `rounds_inputs`:
+    see `Network.round_inputs`.
     """
+
+    rounds_inputs = False
 
     def __init__(
         self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device | str | None
@@ -42,7 +45,16 @@ class Indexer(nn.Module):
             self.compressor(x, step, history)  # later steps will need the keys
             return None
         queries, weights, keys = self.index(x, latent_query, step, history)
-        return index_topk(queries, weights, keys, windows.visible, step.tiles, k=self.topk, most=windows.most)
+        return index_topk(
+            queries,
+            weights,
+            keys,
+            windows.visible,
+            step.tiles,
+            k=self.topk,
+            most=windows.most,
+            rounds_queries=self.rounds_inputs,
+        )
 
     def index(self, x: Tensor, latent_query: Tensor, step: Step, history: History) -> tuple[Tensor, Tensor, Pages]:
         """What scores are made of: queries [N, h, c], weights [N, h] with all scaling folded in, and the keys."""

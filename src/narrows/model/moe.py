@@ -52,7 +52,12 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts, stacked: w13 [E, 2·width, d] (gate rows first, then up), w2 [E, d, width]."""
+    """All routed experts, stacked: w13 [E, 2·width, d] (gate rows first, then up), w2 [E, d, width].
+
+    `rounds_inputs`: see `Network.round_inputs`.
+    """
+
+    rounds_inputs = False
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str | None) -> None:
         super().__init__()
@@ -62,7 +67,7 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(count, d, width, dtype=dtype, device=device))
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        return experts(x, weights, chosen, self.w13, self.w2, self.limit)
+        return experts(x, weights, chosen, self.w13, self.w2, self.limit, rounds_inputs=self.rounds_inputs)
 
 
 class SharedExpert(nn.Module):

@@ -13,7 +13,9 @@ from narrows.model.block import Block
 from narrows.model.config import ModelConfig
 from narrows.model.history import BatchHistory, History
 from narrows.model.hyper import HyperHead
+from narrows.model.indexer import Indexer
 from narrows.model.linear import Linear
+from narrows.model.moe import Experts
 from narrows.model.mtp import MTPBlock
 from narrows.model.norm import RMSNorm
 from narrows.model.precision import Precision
@@ -136,6 +138,18 @@ class Network(nn.Module):
     def mtp_collapse(self, streams: Tensor) -> Tensor:
         """What the head reads of the MTP block: its streams [R, hc_mult, d] -> [R, d]."""
         return self._mtp().collapse(streams)
+
+    def round_inputs(self) -> None:
+        """From now on compute as kernels for weights in BF16, FP8 or MXFP4 do: every product with such a matrix reads
+        its input rounded to BF16, and sums in float32.
+
+        These are attention's projections, the indexer's `wq_b`, `weights_proj` and rotated queries, all experts' inputs
+        and inner activations, the head, and MTP's `e_proj` and `h_proj`. Compressors and routers read theirs as they
+        are (they do not call `Linear`), and so does all that has no such matrix.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear | Experts | Indexer):
+                module.rounds_inputs = True
 
     def initialise(self) -> None:
         """Draw all parameters afresh: matrices normal with `initializer_range`, the rest at their neutral values."""

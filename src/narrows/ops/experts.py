@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from narrows.ops import native
-from narrows.ops.dtypes import wide
+from narrows.ops.dtypes import through_bf16, wide
 
 # In training: oneDNN makes a kernel for every new number of rows, which takes as long as the product itself.
 _PADDED = 64
@@ -23,12 +23,23 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     return result
 
 
-def experts(x: Tensor, weights: Tensor, chosen: Tensor, w13: Tensor, w2: Tensor, limit: float) -> Tensor:
+def experts(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    limit: float,
+    *,
+    rounds_inputs: bool = False,
+) -> Tensor:
     """Σ_k weights[:, k] · expert_{chosen[:, k]}(x), tokens grouped by expert.
 
     x [N, d], weights [N, k], chosen int64 [N, k], w13 [E, 2·width, d] (gate rows first), w2 [E, d, width] -> [N, d].
+    `rounds_inputs`: what the products read, x and what is between them, is rounded to BF16 first; its gradient is
+    taken as if it were not.
     """
-    result: Tensor = _Experts.apply(x, weights, chosen, w13, w2, limit)
+    result: Tensor = _Experts.apply(x, weights, chosen, w13, w2, limit, rounds_inputs)
     return result
 
 
@@ -52,24 +63,34 @@ class _Experts(torch.autograd.Function):
     """Sorted by expert, computed, and back again; gradients of all experts' weights go into one tensor each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, chosen: Tensor, w13: Tensor, w2: Tensor, limit: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        chosen: Tensor,
+        w13: Tensor,
+        w2: Tensor,
+        limit: float,
+        rounds_inputs: bool,
+    ) -> Tensor:
         rows, k = chosen.shape
         training = any(ctx.needs_input_grad)
         order, place, counts = _sorted(chosen, w13.shape[0], _PADDED if training and x.device.type == "cpu" else 1)
-        tokens = x.index_select(0, order // k)
+        read = through_bf16 if rounds_inputs else _as_it_is
+        tokens = read(x).index_select(0, order // k)
         width = w2.shape[2]
         hidden = x.new_empty(len(order), 2 * width)
         out = torch.empty_like(tokens)
         for expert, part in _parts(counts):
             torch.mm(tokens[part], w13[expert].mT, out=hidden[part])
         gate, up = hidden.split(width, dim=-1)
-        inner = _swiglu(gate, up, limit)
+        inner = read(_swiglu(gate, up, limit))
         for expert, part in _parts(counts):
             torch.mm(inner[part], w2[expert].mT, out=out[part])
         by_token = out.index_select(0, place).view(rows, k, x.shape[1])
         if training:
             ctx.save_for_backward(weights, w13, w2, order, place, tokens, hidden, by_token)
-            ctx.counts, ctx.limit = counts, limit
+            ctx.counts, ctx.limit, ctx.read = counts, limit, read
         # A sum of k terms a token is no work for a product: N tiny ones cost five times as much.
         result = torch.zeros(rows, x.shape[1], dtype=weights.dtype, device=x.device)
         for weight, choice in zip(weights.unbind(1), by_token.to(weights.dtype).unbind(1), strict=True):
@@ -78,7 +99,7 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None, None]:
         weights, w13, w2, order, place, tokens, hidden, by_token = ctx.saved_tensors
         rows, k, d = by_token.shape
         by_weights = torch.linalg.vecdot(by_token.to(weights.dtype), gradient[:, None].to(weights.dtype))
@@ -92,11 +113,16 @@ class _Experts(torch.autograd.Function):
             torch.mm(by_out[part], w2[expert], out=by_inner[part])
         (gate, up), (by_gate, by_up) = hidden.split(width, dim=-1), by_hidden.split(width, dim=-1)
         _swiglu_gradients(gate, up, by_inner, ctx.limit, by_gate, by_up, inner)
+        inner = ctx.read(inner)
         for expert, part in _parts(ctx.counts):
             torch.mm(by_out[part].mT, inner[part], out=by_w2[expert])
             torch.mm(by_hidden[part].mT, tokens[part], out=by_w13[expert])
             torch.mm(by_hidden[part], w13[expert], out=by_tokens[part])
-        return by_tokens.index_select(0, place).view(rows, k, d).sum(1), by_weights, None, by_w13, by_w2, None
+        return by_tokens.index_select(0, place).view(rows, k, d).sum(1), by_weights, None, by_w13, by_w2, None, None
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _sorted(chosen: Tensor, experts: int, multiple: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from narrows.ops.dtypes import wide
+from narrows.ops.dtypes import through_bf16, wide
 from narrows.ops.pages import Pages
 from narrows.ops.tiles import CACHED, ELEMENT_BUDGET, Tiles
 from narrows.ops.topk import top_k
@@ -13,18 +13,29 @@ from narrows.ops.topk import top_k
 
 @torch.no_grad()
 def index_topk(
-    queries: Tensor, weights: Tensor, keys: Pages, visible: Tensor, tiles: Tiles, *, k: int, most: int
+    queries: Tensor,
+    weights: Tensor,
+    keys: Pages,
+    visible: Tensor,
+    tiles: Tiles,
+    *,
+    k: int,
+    most: int,
+    rounds_queries: bool = False,
 ) -> Tensor:
     """The k entries with the highest scores Σ_h w_h · ReLU(q_h · key) among those a row may see (R eqs. 15-17).
 
     queries [N, h, c], weights [N, h] (all scaling folded in), keys of c features, visible int64 [N]: row n may see
-    the entries below visible[n]; most: the largest of them. Entries are read in blocks and a running top-k is kept,
-    so nothing of size rows × entries exists.
+    the entries below visible[n]; most: the largest of them; rounds_queries: products read the queries, turned where the
+    keys are, rounded to BF16. Entries are read in blocks and a running top-k is kept, so nothing of size rows × entries
+    exists.
     -> int64 [N, k]: entry numbers within the row's segment, ascending; -1 where fewer are visible. Of equal scores
     the lower entry wins.
     """
     heads, dim = queries.shape[1:]
     queries = keys.queries(queries)
+    if rounds_queries:
+        queries = through_bf16(queries)
     dtype = wide(queries.dtype)
     budget = 2 * CACHED if queries.device.type == "cpu" else ELEMENT_BUDGET
 
