@@ -285,17 +285,24 @@ struct BF16Weights {
     }
 };
 
+// The bytes of every E4M3's BF16. Known to the compiler: what is computed when the module is loaded would be computed
+// with these instructions on machines that do not have them.
 struct FP8Tables {
-    alignas(64) std::uint8_t low[128], high[128];
-    FP8Tables() {
+    alignas(64) std::uint8_t low[128]{}, high[128]{};
+    constexpr FP8Tables() {
         for (int i = 0; i < 128; ++i) {
-            const std::uint16_t value = to_bf16(e4m3(static_cast<std::uint8_t>(i)));
-            low[i] = static_cast<std::uint8_t>(value);
+            int exponent = i >> 3, mantissa = i & 7;
+            if (exponent == 0) {  // mantissa · 2^-9
+                for (exponent = 1; mantissa != 0 && mantissa < 8; mantissa *= 2) --exponent;
+                mantissa &= 7;
+            }
+            const int value = i == 0 ? 0 : i == 127 ? 0x7fc0 : (exponent + 120) << 7 | mantissa << 4;
+            low[i] = static_cast<std::uint8_t>(value & 255);
             high[i] = static_cast<std::uint8_t>(value >> 8);
         }
     }
 };
-inline const FP8Tables fp8_tables;
+inline constexpr FP8Tables fp8_tables;
 
 struct FP8Weights {
     static constexpr std::int64_t BYTES = 64, GROUPS = 32;
