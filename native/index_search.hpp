@@ -62,10 +62,13 @@ struct IndexRoom {
 
 inline std::int64_t index_memory(const IndexSearch& s) { return IndexRoom(s, nullptr).bytes; }
 
-// The better comes first: the higher score, of equal ones the lower entry.
-inline bool better(const IndexCandidate& a, const IndexCandidate& b) {
-    return a.score > b.score || (a.score == b.score && a.entry < b.entry);
-}
+// The better comes first: the higher score, of equal ones the lower entry. A type of this instruction set, so that no
+// other shares what the library makes of it.
+struct Better {
+    bool operator()(const IndexCandidate& a, const IndexCandidate& b) const {
+        return a.score > b.score || (a.score == b.score && a.entry < b.entry);
+    }
+};
 
 // What one query has found so far: at most 2 k + some candidates, all above a bar that k others have passed.
 struct Best {
@@ -75,7 +78,7 @@ struct Best {
 
     void shrink() {
         if (count <= k) return;
-        std::nth_element(kept, kept + k - 1, kept + count, better);
+        std::nth_element(kept, kept + k - 1, kept + count, Better{});
         count = k;
         bar = kept[k - 1].score;
     }
