@@ -41,11 +41,13 @@ struct Room {
             bytes += (count * static_cast<std::int64_t>(sizeof *part) + 63) / 64 * 64;
         };
         const std::int64_t keys_read = a.window_keys + a.entry_keys + TALL;
+        // Rows that share a block name an entry once each before their selections are merged.
+        const std::int64_t named = a.window_keys + std::max<std::int64_t>(1, WIDTH / a.heads) * a.chosen;
         take(keys, keys_read * width);
         take(weights, keys_read * LANES);
         take(queries, LANES * width);
         take(across, a.dim * LANES);
-        take(entry, keys_read);
+        take(entry, std::max(keys_read, named));
         take(stored, keys_read);
         take(seen, keys_read);
         if (!gradient) return;
