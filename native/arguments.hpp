@@ -39,4 +39,9 @@ void is(const Array& array, std::initializer_list<std::int64_t> shape, const cha
     for (std::int64_t size : shape) require(static_cast<std::int64_t>(array.shape(i++)) == size, name);
 }
 
+// first .. last of a window of so many rows; none where last is the one before first.
+inline void require_window(std::int64_t first, std::int64_t last, std::int64_t rows) {
+    require(0 <= first && first <= rows && -1 <= last && last < rows, "first and last are rows of the window");
+}
+
 }  // namespace narrows

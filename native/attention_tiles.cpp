@@ -46,7 +46,7 @@ Attention attention_of(const In3& q, const In2& window, const Integers1& first, 
         a.blocks = table->shape(1), a.block = block;
     }
     if (selected) {
-        require(rows_of(*selected) == rows, "selected [N, k]");
+        require(rows_of(*selected) == rows && selected->shape(1) > 0, "selected [N, k]");
         a.selected = selected->data(), a.chosen = selected->shape(1);
     }
     std::int64_t covered = 0;
@@ -56,7 +56,7 @@ Attention attention_of(const In3& q, const In2& window, const Integers1& first, 
         covered += size;
         std::int64_t least = a.first[begin], most = a.last[begin], entries = 0;
         for (std::int64_t n = begin; n < begin + size; ++n) {
-            require(0 <= a.first[n] && a.last[n] < rows_of(window), "first and last are rows of the window");
+            require_window(a.first[n], a.last[n], rows_of(window));
             least = std::min(least, a.first[n]);
             most = std::max(most, a.last[n]);
             if (storage) entries = std::max(entries, a.visible[n]);

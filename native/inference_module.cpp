@@ -116,8 +116,10 @@ void decode_rows(const FormatArguments& format, Bytes2 stored, Out2 out) {
 }
 
 void require_blocks(const Tables& tables, std::int64_t row, std::int64_t entries, std::int64_t block, std::int64_t blocks) {
-    const std::int64_t needed = (entries + block - 1) / block;
+    require(block > 0, "blocks of at least one entry");
+    const std::int64_t needed = entries / block + (entries % block != 0);
     require(needed <= static_cast<std::int64_t>(tables.shape(1)), "a table as long as what is visible");
+    require(entries <= MOST_ENTRIES, "entries that 32 bits can number");
     for (std::int64_t b = 0; b < needed; ++b) {
         const std::int32_t number = tables.data()[row * tables.shape(1) + b];
         require(0 <= number && number < blocks, "blocks that there are");
@@ -185,6 +187,12 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
     std::vector<const std::int32_t*> block_tables;
     for (std::size_t s = 0; s < tables.shape(0); ++s) block_tables.push_back(tables.data() + s * tables.shape(1));
     a.window_rows = window_rows.data(), a.block_tables = block_tables.data();
+    if (entries) {
+        is(*visible, {rows}, "visible [N]");
+        is(*entries, {static_cast<std::int64_t>(entries->shape(0)), static_cast<std::int64_t>(entries->shape(1)), f.bytes()},
+           "entries [blocks, block, bytes]");
+        a.visible = visible->data(), a.stored = entries->data(), a.block = entries->shape(1);
+    }
     std::int64_t covered = 0;
     for (std::size_t t = 0; t < tiles.shape(0); ++t) {
         const std::int64_t begin = a.tiles[3 * t], size = a.tiles[3 * t + 1], segment = a.tiles[3 * t + 2];
@@ -192,7 +200,7 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
         covered += size;
         std::int64_t least = a.first[begin], most = a.last[begin];
         for (std::int64_t n = begin; n < begin + size; ++n) {
-            require(0 <= a.first[n] && a.last[n] < static_cast<std::int64_t>(window.shape(0)), "rows of the window");
+            require_window(a.first[n], a.last[n], window.shape(0));
             least = std::min(least, a.first[n]), most = std::max(most, a.last[n]);
             if (!visible) continue;
             require(0 <= segment && segment < static_cast<std::int64_t>(tables.shape(0)), "tables [S, n]");
@@ -203,13 +211,8 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
         a.window_keys = std::max(a.window_keys, most + 1 - least);
     }
     require(covered == rows, "tiles of every row once");
-    if (entries) {
-        is(*visible, {rows}, "visible [N]");
-        require(static_cast<std::int64_t>(entries->shape(2)) == f.bytes() && entries->shape(1) > 0, "entries [blocks, block, bytes]");
-        a.visible = visible->data(), a.stored = entries->data(), a.block = entries->shape(1);
-    }
     if (selected) {
-        require(static_cast<std::int64_t>(selected->shape(0)) == rows, "selected [N, k]");
+        require(static_cast<std::int64_t>(selected->shape(0)) == rows && selected->shape(1) > 0, "selected [N, k]");
         a.selected = selected->data(), a.chosen = selected->shape(1);
     }
     nb::gil_scoped_release release;

@@ -101,12 +101,14 @@ std::int64_t queries_together(const NetworkConfig& c) {
 
 void BoundNetwork::check(const std::int64_t* tokens, const std::vector<StepSegment>& segments,
                          const HistoryView& history, const std::vector<const Layer*>& run) const {
+    if (history.entry_format.features != config.dim || history.entry_format.storing == Storing::FP4_KEYS)
+        refuse("the history's rows are not the network's");
     if (segments.empty()) refuse("a step needs at least one segment");
     if (history.layers.size() != run.size()) refuse("the history has other layers than the network");
     std::int64_t rows = 0;
     for (const StepSegment& segment : segments) {
         if (segment.rows < 1) refuse("every segment needs at least one row");
-        if (segment.past < 0 || segment.past + segment.rows > config.positions)
+        if (segment.past < 0 || segment.past > config.positions - segment.rows)
             refuse("a segment reaches beyond the positions that there are");
         if (segment.slot < 0 || segment.slot >= history.slots) refuse("a segment's slot is not one of the history's");
         rows += segment.rows;
@@ -123,8 +125,8 @@ void BoundNetwork::check(const std::int64_t* tokens, const std::vector<StepSegme
             if (!p.base || p.bytes != bytes || p.block < 1) refuse("entries of the history do not fit");
             for (const StepSegment& segment : segments) {
                 const std::int64_t entries = (segment.past + segment.rows) / ratio;
-                const std::int64_t blocks = (entries + p.block - 1) / p.block;
-                if (blocks > history.most) refuse("a segment has more entries than its table has room for");
+                const std::int64_t blocks = entries / p.block + (entries % p.block != 0);
+                if (entries > MOST_ENTRIES || blocks > history.most) refuse("a segment has more entries than its table has room for");
                 const std::int32_t* table = history.tables + segment.slot * history.most;
                 for (std::int64_t b = 0; b < blocks; ++b)
                     if (table[b] < 0 || table[b] >= p.blocks) refuse("a segment's block is not one of the history's");
@@ -136,6 +138,7 @@ void BoundNetwork::check(const std::int64_t* tokens, const std::vector<StepSegme
         ring(past.compressor, 8 * compressor.width(), kept);
         pool(past.entries, history.entry_format.bytes(), compressor.ratio);
         if (run[i]->kind != Kind::CSA) continue;
+        if (history.key_format.features != config.index_dim) refuse("the history's keys are not the network's");
         ring(past.indexer, 8 * run[i]->index_compressor.width(), kept);
         pool(past.keys, history.key_format.bytes(), compressor.ratio);
     }

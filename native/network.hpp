@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <mutex>
 #include <vector>
 
@@ -9,6 +10,9 @@
 #include "team.hpp"
 
 namespace narrows {
+
+// Entries that a search can number.
+constexpr std::int64_t MOST_ENTRIES = std::numeric_limits<std::int32_t>::max();
 
 // The k best of all candidates, their entries ascending: to [k], -1 where there are fewer. The candidates are reordered.
 void best_entries(std::vector<IndexCandidate>& all, std::int64_t k, std::int64_t* to);
