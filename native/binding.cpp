@@ -43,8 +43,8 @@ class Binder {
     Packed matrix(const std::string& name, std::int64_t rows, std::int64_t columns) {
         if (!matrices_.contains(name.c_str())) throw std::invalid_argument("there is no matrix " + name);
         nb::object found = matrices_[name.c_str()];
-        Matrix* m;
-        if (!nb::try_cast(found, m) || m->packed.rows != rows || m->packed.columns != columns)
+        Matrix* m = nullptr;
+        if (!nb::try_cast(found, m) || !m || m->packed.rows != rows || m->packed.columns != columns)
             throw std::invalid_argument(name + " is no Matrix of " + std::to_string(rows) + " rows and " +
                                         std::to_string(columns) + " columns");
         owners_.push_back(found);
@@ -81,7 +81,9 @@ T from_config(nb::dict config, const char* name) {
 NetworkConfig network_config(nb::dict from) {
     const auto size = [&](const char* name) {
         const auto value = from_config<std::int64_t>(from, name);
-        if (value < 1 || value > (std::int64_t{1} << 40)) throw std::invalid_argument(std::string(name) + " is out of range");
+        // So little that no product of two and no bytes of them leave 64 bits; all positions are never multiplied.
+        const std::int64_t most = std::int64_t{1} << (std::string(name) == "max_position_embeddings" ? 40 : 24);
+        if (value < 1 || value > most) throw std::invalid_argument(std::string(name) + " is out of range");
         return value;
     };
     const auto number = [&](const char* name) { return static_cast<float>(from_config<double>(from, name)); };
@@ -203,8 +205,9 @@ RowFormat row_format(const FormatArguments& from) {
 Matrix::Matrix(const std::string& format, std::int64_t rows, std::int64_t columns, nb::object values,
                nb::object scales)
     : packed{}, values(values), scales(scales) {
-    if (rows < 1 || columns < 1 || rows > (std::int64_t{1} << 32) || columns > (std::int64_t{1} << 32))
-        throw std::invalid_argument("a matrix needs at least one row and one column");
+    constexpr std::int64_t most = std::int64_t{1} << 48;
+    if (rows < 1 || columns < 1 || rows > most / columns)
+        throw std::invalid_argument("a matrix needs at least one row and one column, and at most 2^48 elements");
     packed.rows = rows, packed.columns = columns;
     if (format == "bf16") {
         packed.format = Format::BF16;
