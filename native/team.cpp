@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -46,8 +47,7 @@ class Pool {
    public:
     void run(int threads, const std::function<void(Team&)>& work) {
         std::lock_guard<std::mutex> turn(turn_);
-        threads = std::clamp(threads, 1, MOST_THREADS);
-        make(threads - 1);
+        threads = make(std::clamp(threads, 1, MOST_THREADS) - 1) + 1;
         arrived_.store(0, std::memory_order_relaxed);
         counter_.store(0, std::memory_order_relaxed);
         members_.store(threads, std::memory_order_relaxed);
@@ -86,12 +86,15 @@ class Pool {
     std::int64_t next() { return counter_.fetch_add(1, std::memory_order_relaxed); }
 
    private:
-    void make(int workers) {
+    // Sees to it that there are so many threads beside the caller; fewer where the system gives no more -> how many.
+    int make(int workers) {
         // A thread joins with the job that is current when it is made, and waits for the next.
-        while (workers_ < workers) {
-            const int index = ++workers_;
-            std::thread(&Pool::serve, this, index, job_.load(std::memory_order_acquire)).detach();
+        try {
+            for (; workers_ < workers; ++workers_)
+                std::thread(&Pool::serve, this, workers_ + 1, job_.load(std::memory_order_acquire)).detach();
+        } catch (const std::system_error&) {
         }
+        return std::min(workers, workers_);
     }
 
     void serve(int index, std::uint64_t seen) {
