@@ -218,7 +218,7 @@ inline void index_scores(const IndexSearch& s, std::int64_t queries, const std::
         for (std::int64_t query = 0; query < queries; ++query) {
             const float *products = room.products + key * lanes + query * heads, *weights = room.weights + query * heads;
             float total = 0;
-            for (std::int64_t h = 0; h < heads; ++h) total += std::max(0.0f, products[h]) * weights[h];
+            for (std::int64_t h = 0; h < heads; ++h) total += std::max(products[h], 0.0f) * weights[h];  // NaN stays
             room.scores[query * KEYS_AT_ONCE + key] = total;
         }
 }
