@@ -33,10 +33,18 @@ inline void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(std::string("shapes do not fit: ") + what);
 }
 
+// A tensor that lies at any byte, as views of a file may, is refused: what compilers make of loops counts on numbers that
+// lie at multiples of their size.
+template <typename Array>
+void aligned(const Array& array, const char* name, std::size_t bytes = sizeof(typename Array::Scalar)) {
+    require(reinterpret_cast<std::uintptr_t>(array.data()) % bytes == 0, name);
+}
+
 template <typename Array>
 void is(const Array& array, std::initializer_list<std::int64_t> shape, const char* name) {
     std::size_t i = 0;
     for (std::int64_t size : shape) require(static_cast<std::int64_t>(array.shape(i++)) == size, name);
+    aligned(array, name);
 }
 
 // first .. last of a window of so many rows; none where last is the one before first.

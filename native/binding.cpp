@@ -16,6 +16,7 @@ Array array_of(nb::object from, const std::string& name) {
     Array array;
     if (!nb::try_cast<Array>(from, array, false))
         throw std::invalid_argument(name + " is no contiguous array on a CPU of the dtype and dimensions that it must have");
+    aligned(array, name.c_str());
     return array;
 }
 
@@ -264,7 +265,9 @@ History::History(nb::list layers, const FormatArguments& entries, const FormatAr
         const auto memory = [&](std::size_t i, const char* name) {
             nb::object part = parts[i];
             owners.push_back(part);
-            return array_of<Bytes3>(part, name);
+            const auto array = array_of<Bytes3>(part, name);
+            aligned(array, name, sizeof(float));
+            return array;
         };
         const auto ring = [&](std::size_t i, const char* name) -> Ring {
             if (parts[i].is_none()) return {};

@@ -22,7 +22,7 @@ using Bytes2 = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::
 using OutIntegers2 = nb::ndarray<std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 std::vector<StepSegment> segments_of(const Integers2& given, std::int64_t rows) {
-    require(given.shape(1) == 3, "segments [S, 3]: rows, past, slot");
+    is(given, {static_cast<std::int64_t>(given.shape(0)), 3}, "segments [S, 3]: rows, past, slot");
     std::vector<StepSegment> segments;
     std::int64_t first = 0;
     for (std::size_t s = 0; s < given.shape(0); ++s) {
@@ -36,16 +36,18 @@ std::vector<StepSegment> segments_of(const Integers2& given, std::int64_t rows) 
     return segments;
 }
 
+// As many as are wanted, or as are ever made: machines have more cores than that.
 int threads_of(int threads) {
-    require(0 < threads && threads <= MOST_THREADS, "threads from 1 to 256");
-    return threads;
+    require(0 < threads, "threads from 1");
+    return std::min(threads, MOST_THREADS);
 }
 
 void step(Network& network, Integers1 tokens, Integers2 segments, const History& history, int threads, Out3 streams) {
     const std::int64_t rows = tokens.shape(0);
+    is(tokens, {rows}, "tokens [N]");
     is(streams, {rows, STREAMS, network.bound.config.hidden}, "streams [N, 4, d]");
     const auto given = segments_of(segments, rows);
-    threads_of(threads);
+    threads = threads_of(threads);
     nb::gil_scoped_release release;
     network.bound.step(tokens.data(), given, history.view, threads, streams.data());
 }
@@ -53,10 +55,11 @@ void step(Network& network, Integers1 tokens, Integers2 segments, const History&
 void draft_step(Network& network, Integers1 tokens, Integers2 segments, const History& history, int threads,
                 In3 streams, Out3 out) {
     const std::int64_t rows = tokens.shape(0);
+    is(tokens, {rows}, "tokens [N]");
     is(streams, {rows, STREAMS, network.bound.config.hidden}, "streams [N, 4, d]");
     is(out, {rows, STREAMS, network.bound.config.hidden}, "out [N, 4, d]");
     const auto given = segments_of(segments, rows);
-    threads_of(threads);
+    threads = threads_of(threads);
     nb::gil_scoped_release release;
     network.bound.draft_step(tokens.data(), given, history.view, threads, streams.data(), out.data());
 }
@@ -65,7 +68,7 @@ void logits(Network& network, In3 streams, bool draft, int threads, Out2 out) {
     const std::int64_t rows = streams.shape(0);
     is(streams, {rows, STREAMS, network.bound.config.hidden}, "streams [R, 4, d]");
     is(out, {rows, network.bound.config.vocab}, "logits [R, vocab]");
-    threads_of(threads);
+    threads = threads_of(threads);
     nb::gil_scoped_release release;
     network.bound.logits(streams.data(), rows, draft, threads, out.data());
 }
@@ -77,7 +80,7 @@ void linear(In2 x, const Matrix& matrix, bool exact, int threads, Out2 out) {
     is(x, {rows, w.columns}, "x [N, columns]");
     is(out, {rows, w.rows}, "out [N, rows]");
     require(!exact || w.format == Format::BF16, "exact inputs with bf16 weights only");
-    threads_of(threads);
+    threads = threads_of(threads);
     nb::gil_scoped_release release;
     std::vector<std::uint16_t> rounded(exact ? 0 : rows * padded);
     if (!exact)
@@ -98,6 +101,7 @@ void encode_rows(const FormatArguments& format, In2 rows, Bytes2 out) {
     const std::int64_t count = rows.shape(0);
     is(rows, {count, f.features}, "rows [N, features]");
     is(out, {count, f.bytes()}, "out [N, bytes]");
+    aligned(out, "out [N, bytes]", sizeof(float));
     nb::gil_scoped_release release;
     std::vector<float> row(f.features);
     for (std::int64_t n = 0; n < count; ++n) {
@@ -132,12 +136,13 @@ void index_topk(In3 queries, In2 weights, Integers1 visible, Bytes3 keys, Tables
                 std::int64_t splits, OutIntegers2 out) {
     const std::int64_t rows = queries.shape(0), heads = queries.shape(1), dim = queries.shape(2), topk = out.shape(1);
     require(0 < heads && heads <= 256 && dim > 0 && topk > 0, "queries [N, h, c] of 1 to 256 heads, k from 1");
+    is(queries, {rows, heads, dim}, "queries [N, h, c]");
     is(weights, {rows, heads}, "weights [N, h]");
     is(visible, {rows}, "visible [N]");
     is(out, {rows, topk}, "out [N, k]");
     const RowFormat f = row_format(format);
     require(f.features == dim && static_cast<std::int64_t>(keys.shape(2)) == f.bytes(), "keys [blocks, block, bytes]");
-    require(tables.shape(0) == 1 && keys.shape(1) > 0, "tables [1, n]");
+    is(tables, {1, static_cast<std::int64_t>(tables.shape(1))}, "tables [1, n]");
     require(0 < splits && splits <= 64, "splits from 1 to 64");
     for (std::int64_t n = 0; n < rows; ++n)
         require(0 <= visible.data()[n] && (n == 0 || visible.data()[n - 1] <= visible.data()[n]), "visible ascending");
@@ -172,6 +177,7 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
     const std::int64_t rows = q.shape(0), heads = q.shape(1), dim = q.shape(2);
     const RowFormat f = row_format(format);
     require(heads > 0 && f.features == dim && f.storing != Storing::FP4_KEYS, "q [N, H, c], rows of c features");
+    is(q, {rows, heads, dim}, "q [N, H, c]");
     is(window, {static_cast<std::int64_t>(window.shape(0)), f.bytes()}, "window [M, bytes]");
     is(first, {rows}, "first [N]");
     is(last, {rows}, "last [N]");
@@ -184,6 +190,7 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
     a.first = first.data(), a.last = last.data(), a.tiles = tiles.data(), a.format = &f;
     std::vector<const std::uint8_t*> window_rows;
     for (std::size_t i = 0; i < window.shape(0); ++i) window_rows.push_back(window.data() + i * f.bytes());
+    aligned(tables, "tables [S, n]");
     std::vector<const std::int32_t*> block_tables;
     for (std::size_t s = 0; s < tables.shape(0); ++s) block_tables.push_back(tables.data() + s * tables.shape(1));
     a.window_rows = window_rows.data(), a.block_tables = block_tables.data();
@@ -212,7 +219,8 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
     }
     require(covered == rows, "tiles of every row once");
     if (selected) {
-        require(static_cast<std::int64_t>(selected->shape(0)) == rows && selected->shape(1) > 0, "selected [N, k]");
+        require(selected->shape(1) > 0, "selected [N, k]");
+        is(*selected, {rows, static_cast<std::int64_t>(selected->shape(1))}, "selected [N, k]");
         a.selected = selected->data(), a.chosen = selected->shape(1);
     }
     nb::gil_scoped_release release;
@@ -227,6 +235,7 @@ void compress(In2 rows, In2 ape, bool overlap, Out1 out) {
     const std::int64_t tokens = ape.shape(0), dim = out.shape(0), width = overlap ? 2 * dim : dim;
     const std::int64_t given = rows.shape(0);
     require(tokens > 0 && dim > 0, "ape [tokens, width], out [dim]");
+    is(out, {dim}, "out [dim]");
     is(ape, {tokens, width}, "ape [tokens, width]");
     is(rows, {given, 2 * width}, "rows [T, 2 · width]");
     require(given == tokens || (overlap && given == 2 * tokens), "rows of one window, or of two that overlap");
