@@ -163,7 +163,7 @@ struct Block {
         for (std::int64_t n = begin; n < end; ++n)
             for (const std::int64_t* entry = a.selected + n * a.chosen; entry < a.selected + (n + 1) * a.chosen; ++entry)
                 if (*entry >= 0 && *entry < a.visible[n]) found[count++] = *entry * MOST_ROWS + (n - begin);
-        if (end - begin > 1) std::sort(found, found + count);
+        if (!std::is_sorted(found, found + count)) std::sort(found, found + count);  // as a single row's mostly is
         for (std::int64_t i = 0; i < count;) {
             const std::int64_t entry = found[i] / MOST_ROWS;
             std::uint32_t seen = 0;
