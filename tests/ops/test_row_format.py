@@ -16,6 +16,7 @@ FORMATS: list[tuple[RowFormat, int]] = [
     (FP8Entries(512, 64), 512),
     (FP8Entries(64, 32), 64),
     (FP8Entries(90, 8), 90),
+    (FP8Entries(33, 8), 33),
     (FP4Keys(32), 32),
     (FP4Keys(128), 128),
     (Plain(24, torch.bfloat16), 24),

@@ -98,9 +98,10 @@ class FP8Entries:
         end = self._values + 2 * self.rope
         values = stored[..., : self._values].contiguous().view(torch.float8_e4m3fn).to(dtype)
         scale = stored[..., end : end + self._scales].contiguous().view(torch.float8_e8m0fnu).to(dtype)
-        turned = stored[..., self._values : end].contiguous().view(torch.bfloat16).to(dtype)
+        # Always a copy: two bytes of a single row may begin at an odd one.
+        turned = stored[..., self._values : end].clone(memory_format=torch.contiguous_format)
         values *= scale.repeat_interleave(_FP8_BLOCK, dim=-1)[..., : self._values]
-        return torch.cat((values, turned), dim=-1)
+        return torch.cat((values, turned.view(torch.bfloat16).to(dtype)), dim=-1)
 
     def queries(self, queries: Tensor) -> Tensor:
         return queries
