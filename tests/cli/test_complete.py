@@ -302,7 +302,7 @@ def test_prefixes_are_kept_in_the_user_s_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     for options in ((), ("--context", str(tree), "--no-cache")):
         assert run(monkeypatch, *arguments, *options) == 0
-    assert not (tmp_path / "xdg").exists()
+    assert not (tmp_path / "xdg/narrows/prefixes").exists()
     assert run(monkeypatch, *arguments, "--context", str(tree)) == 0
     assert list((tmp_path / "xdg/narrows/prefixes").glob("*.prefix"))
     assert (tmp_path / "xdg/narrows/prefixes").stat().st_mode & 0o077 == 0

@@ -252,7 +252,7 @@ def test_help_says_what_is_meant(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         shown = capsys.readouterr().out
         assert "<bool>" not in shown
         assert shown.startswith(f"Usage: narrows {command} ")
-        assert "float32 on a CPU" in " ".join(shown.split()) or command in ("inspect", "convert")
+        assert "on a CPU fp8 or official" in " ".join(shown.split()) or command in ("inspect", "convert")
 
 
 def test_tables_are_whole_wherever_they_go(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

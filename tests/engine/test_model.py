@@ -25,13 +25,14 @@ from narrows.engine import prefill as prefilling
 from narrows.engine.sequence import Event
 from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
-from narrows.model.network import positions_of
+from narrows.model.network import Network, positions_of
 from narrows.model.segments import Segment
 from narrows.text.fim import fim_prompt
 from narrows.text.tokenizer import USER
 from tests.draws import scaled
 
 MODEL = narrows.load("embedded")
+EXACT = narrows.load("embedded", precision="float32")
 
 some_tokens = st.lists(st.integers(0, MODEL.config.vocab_size - 1), min_size=1, max_size=300)
 
@@ -40,12 +41,14 @@ some_tokens = st.lists(st.integers(0, MODEL.config.vocab_size - 1), min_size=1, 
 @settings(max_examples=scaled(10))
 def test_logits_are_one_whole_pass(tokens: list[int]) -> None:
     segments = [Segment(len(tokens))]
+    network = EXACT.network
+    assert isinstance(network, Network)
     with torch.no_grad():
-        streams = MODEL.network(torch.tensor(tokens), positions_of(segments), segments)
-        whole = MODEL.network.logits(streams)
-    ours = MODEL.logits(tokens)
+        streams = network(torch.tensor(tokens), positions_of(segments), segments)
+        whole = network.logits(streams)
+    ours = EXACT.logits(tokens)
     assert ours.dtype == torch.float32
-    assert ours.shape == (len(tokens), MODEL.config.vocab_size)
+    assert ours.shape == (len(tokens), EXACT.config.vocab_size)
     torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-4)
 
 
@@ -97,7 +100,8 @@ def test_control_tokens_are_no_text() -> None:
 
 
 def test_weights_without_finite_logits_are_named() -> None:
-    model = narrows.load("embedded")
+    model = narrows.load("embedded", precision="float32")
+    assert isinstance(model.network, Network)
     with torch.no_grad():
         model.network.norm.weight.fill_(float("inf"))
     for temperature in (0.0, 1.0):
@@ -106,7 +110,8 @@ def test_weights_without_finite_logits_are_named() -> None:
 
 
 def test_what_they_are_is_shown() -> None:
-    assert re.fullmatch(r"Model\([\d,]+ parameters, float32 on cpu\)", repr(MODEL))
+    assert re.fullmatch(r"Model\([\d,]+ parameters, official on cpu\)", repr(MODEL))
+    assert re.fullmatch(r"Model\([\d,]+ parameters, float32 on cpu\)", repr(EXACT))
     assert re.fullmatch(r"Tokenizer\([\d,]+ tokens, .*tokenizer\.json\)", repr(MODEL.tokenizer))
     stream = MODEL.stream("import os", max_tokens=2)
     assert repr(stream) == "Generation(0 tokens so far)"
@@ -214,7 +219,9 @@ def test_bad_sources_are_refused(tmp_path: Path) -> None:
     for options in ({"source": None}, {"source": 5}, {"device": None}, {"precision": 5}):
         with pytest.raises(UsageError):
             narrows.load(**options)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="precision 'fp7' is not one that a model computes in; choose float32 or bf16"):
+    with pytest.raises(
+        UsageError, match="precision 'fp7' is not one that a model computes in; choose float32, bf16, fp8 or"
+    ):
         narrows.load("embedded", precision="fp7")
 
 
