@@ -47,6 +47,7 @@ from narrows.checkpoints.hub import fetch
 from narrows.corpus.shards import Corpus
 from narrows.engine.model import Model, load
 from narrows.errors import NarrowsError, UsageError
+from narrows.model.network import Network
 
 PARTS = ("model", "compressors", "peer", "position", "context", "fim", "master")
 FILES = 64
@@ -85,7 +86,14 @@ class Measured:
 
     @cached_property
     def model(self) -> Model:
-        return load(self.directory)
+        return load(self.directory, precision="float32")
+
+    @property
+    def network(self) -> Network:
+        """The model's own, in PyTorch: what is measured takes whole batches."""
+        network = self.model.network
+        assert isinstance(network, Network)
+        return network
 
     @cached_property
     def sha256(self) -> str:
@@ -193,13 +201,13 @@ class Bench:
         ids = [model.tokenizer.encode(text) for text in self.texts]
         with self._bar(LABELS[name], len(ids)) as progress:
             found = quality_bits.nats(
-                model.network, model.tokenizer, ids, context=context, stride=max(1, context // 2), progress=progress
+                measured.network, model.tokenizer, ids, context=context, stride=max(1, context // 2), progress=progress
             )
         return {
             "bits_per_byte": sum(map(quality_bits.bits, found)) / self.size,
             "tokens": sum(map(len, ids)),
             "context": context,
-            "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+            "parameters": measured.network.parameter_count,
             "stored_bytes": measured.stored_bytes,
             "sha256": measured.sha256,
             "beside_sha256": self.shipped.sha256,
@@ -249,7 +257,7 @@ class Bench:
             if measured:
                 with self._bar(f"position, {label}", len(pieces)) as progress:
                     curves[label] = quality_position.measure(
-                        measured.model.network, measured.model.tokenizer, pieces, short=short, progress=progress
+                        measured.network, measured.model.tokenizer, pieces, short=short, progress=progress
                     )
             elif same and label in before["curves"]:
                 curves[label] = before["curves"][label]
@@ -278,7 +286,7 @@ class Bench:
             return
         model = self.shipped.model
         with self._bar("context", 5) as progress:
-            found = quality_position.by_context(model.network, model.tokenizer, pieces, progress)
+            found = quality_position.by_context(self.shipped.network, model.tokenizer, pieces, progress)
         self._record(
             "quality_context",
             {

@@ -48,7 +48,7 @@ SOURCES = {"alpha": 40, "beta": 3, "gamma": 9}  # files of each held-out package
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return load("embedded")
+    return load("embedded", precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from narrows.model.precision import Precision
 
 
 def load_native(directory: str | Path, precision: Precision | str) -> NativeNetwork:
-    """The network that a directory describes, in `bf16`, `fp8` or `official`, its weights mapped from the prepared file.
+    """The network that a directory describes, in `bf16`, `fp8` or `official`, its weights mapped from a file of them.
 
     UsageError where the kernels cannot run it; otherwise errors as from `prepare`.
     """
