@@ -4,16 +4,19 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 from narrows.checkpoints.hub import local
 from narrows.checkpoints.load import load_network
 from narrows.checkpoints.write import Layout
 from narrows.cli import convert
 from narrows.cli.main import main
+from narrows.engine import real_source
 from narrows.model.precision import Precision
 from tests.checkpoints.models import assert_same_weights, edit_json, edit_tensors, flip_bit, write
 
@@ -23,6 +26,11 @@ def source(tmp_path: Path) -> Path:
     (tmp_path / "out").mkdir()
     write(tmp_path / "source", precision="float32")
     return tmp_path / "source"
+
+
+MEASURED = re.compile(
+    r"8,192 tokens of the standard library: ([\d.]+) bits per byte, KL divergence to BF16 (\S+) nats a token\."
+)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -60,13 +68,19 @@ def test_every_precision(
     bar = re.match(r"model \S+ ([\d.]+)/([\d.]+) [kM]B ", progress)
     assert bar is not None
     assert bar[1] == bar[2]  # all that was announced was written
+    assert progress.endswith(f"Its loss was not measured: {source} has no tokenizer.json; add one to know.\n")
 
 
 def test_the_embedded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "embedded", tmp_path / "model", "--precision", "official") == 0
-    assert "nothing was rounded" in capsys.readouterr().out
+    (written, measured), aside = (lambda said: (said.out.splitlines(), said.err))(capsys.readouterr())
+    assert written.endswith("nothing was rounded.")
+    bits, divergence = MEASURED.fullmatch(measured).groups()  # type: ignore[union-attr]
+    assert 1 < float(bits) < 1.5
+    assert 1e-4 < float(divergence) < 1e-2  # of the cache in FP8 and FP4
+    assert "not measured" not in aside
     assert (tmp_path / "model/tokenizer.json").read_bytes() == (local("embedded") / "tokenizer.json").read_bytes()
     assert_same_weights(load_network(tmp_path / "model"), load_network(local("embedded")))
 
@@ -91,6 +105,71 @@ def test_a_source_without_mtp(
     edit_tensors(source, drop)
     assert run(monkeypatch, source, source.parent / "out/model", "--precision", "bf16") == 0
     assert "has no MTP weights" in capsys.readouterr().err
+
+
+def test_what_a_precision_costs_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in BF16 itself, in either layout; and what was written is run, not what was read."""
+
+    def coarse(stored: dict[str, torch.Tensor]) -> None:
+        for name, tensor in stored.items():
+            if ".attn.wo_b" in name:
+                stored[name] = tensor + torch.randn(tensor.shape, generator=random).to(tensor.dtype) * tensor.std() / 2
+
+    random = torch.Generator().manual_seed(0)
+    assert run(monkeypatch, "embedded", tmp_path / "exact", "--precision", "float32", "--no-measure") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    edit_tensors(tmp_path / "exact", coarse)
+    found = {}
+    for name, options in (
+        ("bf16", ("--precision", "bf16")),
+        ("other", ("--precision", "bf16", "--layout", "transformers")),
+        ("official", ("--precision", "official")),
+    ):
+        assert run(monkeypatch, tmp_path / "exact", tmp_path / name, *options) == 0
+        found[name] = [float(part) for part in MEASURED.fullmatch(capsys.readouterr().out.splitlines()[1]).groups()]  # type: ignore[union-attr]
+    assert found["bf16"][1] == found["other"][1] == 0
+    assert found["bf16"][0] == found["other"][0]
+    assert found["official"][1] > 1e-3
+
+
+def spoil_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def shrink_vocabulary(folder: Path) -> None:
+    """The tokenizer of a model of more tokens than this one has."""
+    (folder / "tokenizer.json").write_bytes((local("embedded") / "tokenizer.json").read_bytes())
+
+
+@pytest.mark.parametrize("change", [spoil_tokenizer, shrink_vocabulary])
+def test_a_tokenizer_that_does_not_serve_is_why_nothing_was_measured(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None]
+) -> None:
+    change(source)
+    assert run(monkeypatch, source, source.parent / "out/model", "--precision", "bf16") == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert said.err.splitlines()[-1].startswith("Its loss was not measured: ")
+
+
+def test_a_large_model_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(convert, "_MEASURED_BYTES", 63_000_000)
+    assert run(monkeypatch, "embedded", tmp_path / "model", "--precision", "bf16") == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert "Its loss was not measured: it takes 0.1 GB in float32, more than the 0 up to" in said.err
+
+
+def test_a_python_without_sources_cannot_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(real_source, "library_samples", lambda *_: [])
+    assert run(monkeypatch, "embedded", tmp_path / "model", "--precision", "bf16") == 0
+    assert "without the sources of its standard library" in capsys.readouterr().err
 
 
 def break_config(source: Path) -> None:
