@@ -141,6 +141,7 @@ inline void hyper_strengths(std::int64_t begin, std::int64_t end, const float* l
     for (std::int64_t i = begin * STREAMS; i < end * STREAMS; ++i) result[i] = 2.0f * sigmoid(logits[i]);
 }
 
+// The result may be the streams themselves.
 inline void hyper_post(std::int64_t begin, std::int64_t end, std::int64_t d, const float* streams, const float* out,
                        const float* post, const float* comb, float* result) {
     for (std::int64_t n = begin; n < end; ++n) {
@@ -158,12 +159,16 @@ inline void hyper_post(std::int64_t begin, std::int64_t end, std::int64_t d, con
                 store(to + k * d + i, total);
             }
         }
-        for (; i < d; ++i)
+        for (; i < d; ++i) {
+            float old[STREAMS];
+            const float own = x[i];
+            for (int j = 0; j < STREAMS; ++j) old[j] = h[j * d + i];
             for (int k = 0; k < STREAMS; ++k) {
-                float total = x[i] * p[k];
-                for (int j = 0; j < STREAMS; ++j) total += h[j * d + i] * c[j * STREAMS + k];
+                float total = own * p[k];
+                for (int j = 0; j < STREAMS; ++j) total += old[j] * c[j * STREAMS + k];
                 to[k * d + i] = total;
             }
+        }
     }
 }
 
