@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <new>
 #include <type_traits>
 
 #include "kernels.hpp"
@@ -114,7 +115,6 @@ struct Block {
         keys = window_keys;
         find_window(a, room);
         if (a.visible) find_entries(a, tile, room);
-        fetch(a, room);
     }
 
     std::int64_t queries() const { return (end - begin) * heads; }
@@ -122,6 +122,24 @@ struct Block {
     // Where a query stands among all [N, H].
     std::int64_t place(const Attention& a, std::int64_t query) const {
         return row(query) * a.heads + head + query % heads;
+    }
+
+    // Keys from one to another as floats, from where they are stored.
+    void fetch(const Attention& a, const Room& room, std::int64_t from_key, std::int64_t to_key) const {
+        for (std::int64_t key = from_key; key < to_key; ++key) {
+            float* to = room.keys + key * room.width;
+            if (a.format) {
+                decode_row(*a.format, key < window_keys ? a.window_rows[window + key]
+                                                        : a.stored + room.stored[key] * a.format->bytes(), to);
+                std::fill(to + a.dim, to + room.width, 0.0f);
+                continue;
+            }
+            const float* from = key < window_keys ? a.window + (window + key) * a.dim
+                                                  : a.storage + room.stored[key] * a.dim;
+            std::int64_t i = 0;
+            for (; i + WIDTH <= a.dim; i += WIDTH) store(to + i, load(from + i));
+            if (i < a.dim) store(to + i, load_part(from + i, a.dim - i));
+        }
     }
 
    private:
@@ -178,24 +196,6 @@ struct Block {
         room.stored[keys] = tile.stored(a, entry);
         ++keys;
     }
-
-    void fetch(const Attention& a, const Room& room) const {
-        for (std::int64_t key = 0; key < keys; ++key) {
-            if (a.format) {
-                float* to = room.keys + key * room.width;
-                decode_row(*a.format, key < window_keys ? a.window_rows[window + key]
-                                                        : a.stored + room.stored[key] * a.format->bytes(), to);
-                std::fill(to + a.dim, to + room.width, 0.0f);
-                continue;
-            }
-            const float* from = key < window_keys ? a.window + (window + key) * a.dim
-                                                  : a.storage + room.stored[key] * a.dim;
-            float* to = room.keys + key * room.width;
-            std::int64_t i = 0;
-            for (; i + WIDTH <= a.dim; i += WIDTH) store(to + i, load(from + i));
-            if (i < a.dim) store(to + i, load_part(from + i, a.dim - i));
-        }
-    }
 };
 
 // The block's rows of x [N, H, c], as they are and, times `scale`, over the lanes.
@@ -216,22 +216,27 @@ inline void take_queries(const Attention& a, const Block& block, const Room& roo
     }
 }
 
-// products[key][lane] = key · across
-inline void by_key(const Attention& a, const Block& block, const Room& room, const float* across, float* products) {
-    const Factors factors[] = {{room.keys, room.width, 1, across, LANES}};
-    product(factors, block.keys, whole_vectors(block.queries()), a.dim,
-            [&](std::int64_t key, std::int64_t lane, Vec value) { store(products + key * LANES + lane, value); });
+// products[key][lane] = key · across, for keys from one to another; up to TALL - 1 keys more are read.
+inline void by_key(const Attention& a, const Block& block, const Room& room, const float* across,
+                   std::int64_t from_key, std::int64_t to_key, float* products) {
+    const Factors factors[] = {{room.keys + from_key * room.width, room.width, 1, across, LANES}};
+    product(factors, to_key - from_key, whole_vectors(block.queries()), a.dim,
+            [&](std::int64_t key, std::int64_t lane, Vec value) {
+                store(products + (from_key + key) * LANES + lane, value);
+            });
 }
 
-// to [N, H, c]: Σ_key weights[key][query] · key, times the query's factor
+// to [N, H, c]: Σ_key weights[key][query] · key, times the query's factor; whole vectors of channels from one to another.
 inline void over_keys(const Attention& a, const Block& block, const Room& room, const float* weights,
-                      const float* factor, float* to) {
-    const Factors factors[] = {{weights, 1, LANES, room.keys, room.width}};
-    product(factors, block.queries(), room.width, block.keys, [&](std::int64_t query, std::int64_t i, Vec value) {
-        float* row = to + block.place(a, query) * a.dim;
-        value *= factor[query];
-        i + WIDTH <= a.dim ? store(row + i, value) : store_part(row + i, value, a.dim - i);
-    });
+                      const float* factor, std::int64_t from_channel, std::int64_t to_channel, float* to) {
+    const Factors factors[] = {{weights, 1, LANES, room.keys + from_channel, room.width}};
+    product(factors, block.queries(), to_channel - from_channel, block.keys,
+            [&](std::int64_t query, std::int64_t column, Vec value) {
+                const std::int64_t i = from_channel + column;
+                float* row = to + block.place(a, query) * a.dim;
+                value *= factor[query];
+                i + WIDTH <= a.dim ? store(row + i, value) : store_part(row + i, value, a.dim - i);
+            });
 }
 
 // What a softmax leaves of a block: 1 / sum, and the sink's weight, of every lane.
@@ -326,19 +331,71 @@ inline void for_blocks(const Attention& a, const Tile& tile, const Room& room, s
                            std::min<std::int64_t>(LANES, head_end - head)));
 }
 
-inline std::int64_t attention_memory(const Attention& a, bool gradient) { return Room(a, gradient, nullptr).bytes; }
+
 
 inline void attention(const Attention& a, std::int64_t number, std::int64_t head_begin, std::int64_t head_end,
                       char* memory, float* out) {
     const Room room(a, false, memory);
     const float scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
     for_blocks(a, Tile(a, number), room, head_begin, head_end, [&](const Block& block) {
+        block.fetch(a, room, 0, block.keys);
         take_queries(a, block, room, a.q, scale, room.queries, room.across);
-        by_key(a, block, room, room.across, room.weights);
+        by_key(a, block, room, room.across, 0, block.keys, room.weights);
         Sums sums;
         with_vectors(block, [&](auto count) { exponentials<count>(a, block, room, sums); });
-        over_keys(a, block, room, room.weights, sums.inverse, out);
+        over_keys(a, block, room, room.weights, sums.inverse, 0, room.width, out);
     });
+}
+
+// The same for one block, in parts that threads share: open, then all parts of the scores, then the weights, then all
+// parts of the sums. What passes between them lies at the beginning of the memory.
+struct Opened {
+    Room room;
+    Block block;
+    Sums sums;
+};
+constexpr std::int64_t OPENED = (sizeof(Opened) + 63) / 64 * 64;
+
+inline std::int64_t attention_memory(const Attention& a, bool gradient) {
+    return OPENED + Room(a, gradient, nullptr).bytes;
+}
+
+inline bool attention_is_block(const Attention& a, std::int64_t number, std::int64_t heads) {
+    const Tile tile(a, number);
+    return heads <= LANES && tile.end - tile.begin <= tile.together(a);
+}
+
+inline void attention_open(const Attention& a, std::int64_t number, std::int64_t head_begin, std::int64_t head_end,
+                           char* memory) {
+    const Tile tile(a, number);
+    const Room room(a, false, memory + OPENED);
+    Opened* opened =
+        new (memory) Opened{room, Block(a, tile, room, tile.begin, tile.end, head_begin, head_end - head_begin), {}};
+    take_queries(a, opened->block, room, a.q, 1.0f / std::sqrt(static_cast<float>(a.dim)), room.queries, room.across);
+}
+
+// Whole groups of `step`, so that nobody reads what another is writing.
+inline std::int64_t share(std::int64_t length, std::int64_t step, std::int64_t part, std::int64_t parts) {
+    const std::int64_t groups = (length + step - 1) / step;
+    return std::min(length, groups * part / parts * step);
+}
+
+inline void attention_scores(const Attention& a, char* memory, std::int64_t part, std::int64_t parts) {
+    const Opened& o = *reinterpret_cast<const Opened*>(memory);
+    const std::int64_t begin = share(o.block.keys, TALL, part, parts), end = share(o.block.keys, TALL, part + 1, parts);
+    o.block.fetch(a, o.room, begin, end);
+    by_key(a, o.block, o.room, o.room.across, begin, end, o.room.weights);
+}
+
+inline void attention_weights(const Attention& a, char* memory) {
+    Opened& o = *reinterpret_cast<Opened*>(memory);
+    with_vectors(o.block, [&](auto count) { exponentials<count>(a, o.block, o.room, o.sums); });
+}
+
+inline void attention_sums(const Attention& a, char* memory, std::int64_t part, std::int64_t parts, float* out) {
+    const Opened& o = *reinterpret_cast<const Opened*>(memory);
+    over_keys(a, o.block, o.room, o.room.weights, o.sums.inverse, share(o.room.width, WIDTH, part, parts),
+              share(o.room.width, WIDTH, part + 1, parts), out);
 }
 
 inline void attention_gradient(const Attention& a, std::int64_t number, char* memory, const float* by_out,
@@ -351,10 +408,11 @@ inline void attention_gradient(const Attention& a, std::int64_t number, char* me
     std::fill(room.by_entries, room.by_entries + tile.visible * room.width, 0.0f);
     std::fill(by_sink, by_sink + a.heads, 0.0f);
     for_blocks(a, tile, room, 0, a.heads, [&](const Block& block) {
+        block.fetch(a, room, 0, block.keys);
         take_queries(a, block, room, a.q, scale, room.queries, room.across);
         take_queries(a, block, room, by_out, 1.0f, room.upper, room.upper_across);
-        by_key(a, block, room, room.across, room.weights);
-        by_key(a, block, room, room.upper_across, room.by_scores);
+        by_key(a, block, room, room.across, 0, block.keys, room.weights);
+        by_key(a, block, room, room.upper_across, 0, block.keys, room.by_scores);
         Sums sums;
         float along[LANES], ones[LANES];
         with_vectors(block, [&](auto count) {
@@ -364,7 +422,7 @@ inline void attention_gradient(const Attention& a, std::int64_t number, char* me
         for (std::int64_t query = 0; query < block.queries(); ++query)
             by_sink[block.head + query % block.heads] -= sums.sink[query] * along[query];
         std::fill(ones, ones + LANES, 1.0f);
-        over_keys(a, block, room, room.by_scores, ones, by_q);
+        over_keys(a, block, room, room.by_scores, ones, 0, room.width, by_q);
         const Factors factors[] = {{room.weights, LANES, 1, room.upper, room.width},
                                    {room.by_scores, LANES, 1, room.queries, room.width}};
         product(factors, block.keys, room.width, block.queries(), [&](std::int64_t key, std::int64_t i, Vec value) {

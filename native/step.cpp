@@ -241,8 +241,44 @@ void LayerStep::keep(const Layer& layer, const LayerHistory& past) const {
     if (layer.kind == Kind::CSA) store(past.indexer, reinterpret_cast<const std::uint8_t*>(m.index_compressor));
 }
 
+void LayerStep::finish_query(const float* const* angles, std::int64_t row, std::int64_t head) const {
+    const std::int64_t pairs = c.rope / 2;
+    float* q = m.q + (row * c.heads + head) * c.dim;
+    k().norm_row(q, nullptr, c.norm_eps, c.dim, q);
+    k().rotate_row(q + c.dim - c.rope, angles[0] + row * pairs, angles[1] + row * pairs, pairs, false);
+}
+
+void LayerStep::finish_head(const float* const* angles, std::int64_t row, std::int64_t head) const {
+    const std::int64_t pairs = c.rope / 2, place = (row * c.heads + head) * c.dim;
+    float* out = m.attended + place;
+    k().rotate_row(out + c.dim - c.rope, angles[0] + row * pairs, angles[1] + row * pairs, pairs, true);
+    k().round_row(out, c.dim, m.attended_rounded + place);
+}
+
+void LayerStep::attend_together(Team& team, const Attention& a, const float* const* angles) const {
+    const std::int64_t rows = plan.tiles[1];
+    char* memory = m.thread_memory[0];
+    if (c.heads > 16) team.each(rows * c.heads, [&](std::int64_t i) { finish_query(angles, i / c.heads, i % c.heads); });
+    const std::int64_t group = k().attention_lanes;
+    for (std::int64_t head = 0; head < c.heads; head += group) {
+        if (team.index() == 0) {
+            if (c.heads <= 16)
+                for (std::int64_t i = 0; i < rows * c.heads; ++i) finish_query(angles, i / c.heads, i % c.heads);
+            k().attention_open(a, 0, head, std::min(head + group, c.heads), memory);
+        }
+        team.barrier();
+        k().attention_scores(a, memory, team.index(), team.count());
+        team.barrier();
+        if (team.index() == 0) k().attention_weights(a, memory);
+        team.barrier();
+        k().attention_sums(a, memory, team.index(), team.count(), m.attended);
+        team.barrier();
+    }
+    team.each(rows * c.heads, [&](std::int64_t i) { finish_head(angles, i / c.heads, i % c.heads); });
+}
+
 void LayerStep::attend(Team& team, const Layer& layer, const LayerHistory& past) const {
-    const std::int64_t N = plan.rows, d = c.hidden, padded = padded_columns(d), pairs = c.rope / 2;
+    const std::int64_t N = plan.rows, d = c.hidden, padded = padded_columns(d);
     const bool compresses = layer.kind != Kind::SLIDING, indexes = layer.kind == Kind::CSA, searching = searches(layer);
     const Inputs x{m.rounded, nullptr, padded, nullptr}, exact{nullptr, m.normed, d, nullptr};
     Product work[8];
@@ -285,27 +321,19 @@ void LayerStep::attend(Team& team, const Layer& layer, const LayerHistory& past)
     a.stored = past.entries.base, a.block = past.entries.block;
     const float* const* angles = m.angles[compresses];
     const std::int64_t tiles = static_cast<std::int64_t>(plan.tiles.size()) / 3;
-    // Few tiles are cut by heads, if there are many of these.
-    const std::int64_t cuts = tiles < team.count() && c.heads >= 32 ? std::min<std::int64_t>(team.count(), c.heads / 16) : 1;
-    const std::int64_t heads_each = (c.heads + cuts - 1) / cuts, width = c.heads * c.dim;
-    team.each(tiles * cuts, [&](std::int64_t i) {
-        const std::int64_t tile = i / cuts, head_begin = i % cuts * heads_each;
-        const std::int64_t head_end = std::min(head_begin + heads_each, c.heads);
-        const std::int64_t begin = plan.tiles[3 * tile], end = begin + plan.tiles[3 * tile + 1];
-        for (std::int64_t n = begin; n < end; ++n)
-            for (std::int64_t h = head_begin; h < head_end; ++h) {
-                float* q = m.q + n * width + h * c.dim;
-                k().norm_row(q, nullptr, c.norm_eps, c.dim, q);
-                k().rotate_row(q + c.dim - c.rope, angles[0] + n * pairs, angles[1] + n * pairs, pairs, false);
-            }
-        k().attention(a, tile, head_begin, head_end, m.thread_memory[team.index()], m.attended);
-        for (std::int64_t n = begin; n < end; ++n)
-            for (std::int64_t h = head_begin; h < head_end; ++h) {
-                float* out = m.attended + n * width + h * c.dim;
-                k().rotate_row(out + c.dim - c.rope, angles[0] + n * pairs, angles[1] + n * pairs, pairs, true);
-                k().round_row(out, c.dim, m.attended_rounded + n * width + h * c.dim);
-            }
-    });
+    const std::int64_t width = c.heads * c.dim, group = std::min(c.heads, k().attention_lanes);
+    if (tiles == 1 && team.count() > 1 && k().attention_is_block(a, 0, group)) {
+        attend_together(team, a, angles);
+    } else {
+        team.each(tiles, [&](std::int64_t tile) {
+            const std::int64_t begin = plan.tiles[3 * tile], end = begin + plan.tiles[3 * tile + 1];
+            for (std::int64_t n = begin; n < end; ++n)
+                for (std::int64_t h = 0; h < c.heads; ++h) finish_query(angles, n, h);
+            k().attention(a, tile, 0, c.heads, m.thread_memory[team.index()], m.attended);
+            for (std::int64_t n = begin; n < end; ++n)
+                for (std::int64_t h = 0; h < c.heads; ++h) finish_head(angles, n, h);
+        });
+    }
 
     if (team.index() == team.count() - 1) keep(layer, past);  // nobody reads the rings any more
     const std::int64_t each = width / c.groups, ranks = c.groups * c.o_rank;

@@ -116,6 +116,9 @@ class LayerStep {
     void finish_rows(Team& team, const Layer& layer, const LayerHistory& past) const;
     void compress(const Compressor& compressor, const float* inputs, const Ring& ring, const Pool& pool,
                   const RowFormat& format, const CompletedWindow& window, char* memory) const;
+    void attend_together(Team& team, const Attention& a, const float* const* angles) const;
+    void finish_query(const float* const* angles, std::int64_t row, std::int64_t head) const;
+    void finish_head(const float* const* angles, std::int64_t row, std::int64_t head) const;
     void search(Team& team, const Layer& layer, const LayerHistory& past) const;
     void keep(const Layer& layer, const LayerHistory& past) const;
     void mix_experts(Team& team, const Layer& layer, std::vector<Product>& work) const;
