@@ -129,6 +129,11 @@ struct Block {
         for (std::int64_t key = from_key; key < to_key; ++key) {
             float* to = room.keys + key * room.width;
             if (a.format) {
+                // Rows lie anywhere: their first lines would each be waited for.
+                const std::int64_t ahead = std::min(key + 6, to_key - 1);
+                const std::uint8_t* next = ahead < window_keys ? a.window_rows[window + ahead]
+                                                               : a.stored + room.stored[ahead] * a.format->bytes();
+                for (std::int64_t line = 0; line < a.format->bytes(); line += 64) __builtin_prefetch(next + line);
                 decode_row(*a.format, key < window_keys ? a.window_rows[window + key]
                                                         : a.stored + room.stored[key] * a.format->bytes(), to);
                 std::fill(to + a.dim, to + room.width, 0.0f);

@@ -14,9 +14,11 @@
 #include "product.hpp"
 #include "vector.hpp"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 #define NARROWS_BF16_PRODUCTS
-#include <immintrin.h>
 #endif
 
 namespace narrows::NARROWS_ISA {
@@ -85,6 +87,30 @@ inline void chunk_scales(const Packed& w, std::int64_t block, std::int64_t block
 }
 
 typedef std::uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
+typedef std::uint8_t Bytes __attribute__((vector_size(WIDTH)));
+
+// In the instruction set's own words: the compiler would take lane by lane.
+inline Ints widen(Halves from) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu16_epi32((__m256i)from);
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu16_epi32((__m128i)from);
+#else
+    return __builtin_convertvector(from, Ints);
+#endif
+}
+
+inline Ints widen_bytes(const std::uint8_t* from) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+    Bytes codes;
+    std::memcpy(&codes, from, sizeof codes);
+    return __builtin_convertvector(codes, Ints);
+#endif
+}
 constexpr int PARTS = static_cast<int>(BLOCK_ROWS) / WIDTH;  // vectors that a block's rows fill
 
 inline Vec bits_as_floats(Ints bits) {
@@ -105,7 +131,7 @@ inline Ints halves(const std::uint8_t* from, std::int64_t apart) {
     }
     Halves found;
     std::memcpy(&found, &pieces, sizeof found);
-    return __builtin_convertvector(found, Ints);
+    return widen(found);
 }
 
 inline Ints floats_as_bits(Vec value) {

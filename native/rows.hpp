@@ -147,7 +147,7 @@ inline void widen_bf16(const std::uint8_t* from, std::int64_t count, float* to) 
     for (; i + WIDTH <= count; i += WIDTH) {
         Halves bits;
         std::memcpy(&bits, from + 2 * i, sizeof bits);
-        store(to + i, bits_as_floats(__builtin_convertvector(bits, Ints) << 16));
+        store(to + i, bits_as_floats(widen(bits) << 16));
     }
     for (; i < count; ++i) {
         std::uint16_t bits;
@@ -156,8 +156,18 @@ inline void widen_bf16(const std::uint8_t* from, std::int64_t count, float* to) 
     }
 }
 
+// A byte's two values, the low nibble's first.
+struct PairsOfE2M1 {
+    float values[256][2];
+    PairsOfE2M1() {
+        for (int i = 0; i < 256; ++i) {
+            values[i][0] = e2m1(static_cast<std::uint8_t>(i & 15));
+            values[i][1] = e2m1(static_cast<std::uint8_t>(i >> 4));
+        }
+    }
+};
+
 inline void decode_row(const RowFormat& format, const std::uint8_t* from, float* to) {
-    typedef std::uint8_t Bytes __attribute__((vector_size(WIDTH)));
     switch (format.storing) {
         case Storing::FLOAT32: std::memcpy(to, from, 4 * format.features); return;
         case Storing::BF16: widen_bf16(from, format.features, to); return;
@@ -168,21 +178,19 @@ inline void decode_row(const RowFormat& format, const std::uint8_t* from, float*
                 const float scale = e8m0(scales[begin / RowFormat::SCALED]);
                 const std::int64_t end = std::min(begin + RowFormat::SCALED, values);
                 std::int64_t i = begin;
-                for (; i + WIDTH <= end; i += WIDTH) {
-                    Bytes codes;
-                    std::memcpy(&codes, from + i, sizeof codes);
-                    store(to + i, e4m3_floats(__builtin_convertvector(codes, Ints)) * scale);
-                }
+                for (; i + WIDTH <= end; i += WIDTH) store(to + i, e4m3_floats(widen_bytes(from + i)) * scale);
                 for (; i < end; ++i) to[i] = e4m3(from[i]) * scale;
             }
             widen_bf16(from + values, format.rope, to + values);
             return;
         }
         case Storing::FP4_KEYS:
-            for (std::int64_t i = 0; i < format.features; ++i) {
-                const std::uint8_t codes = from[i / 2];
-                to[i] = e2m1(i % 2 ? codes >> 4 : codes & 15) *
-                        e8m0(from[format.features / 2 + i / RowFormat::KEYS_SCALED]);
+            static const PairsOfE2M1 pairs;
+            for (std::int64_t begin = 0; begin < format.features; begin += RowFormat::KEYS_SCALED) {
+                const float scale = e8m0(from[format.features / 2 + begin / RowFormat::KEYS_SCALED]);
+                for (std::int64_t i = begin; i < begin + RowFormat::KEYS_SCALED; i += 2)
+                    std::memcpy(to + i, pairs.values[from[i / 2]], sizeof pairs.values[0]);
+                for (std::int64_t i = begin; i < begin + RowFormat::KEYS_SCALED; ++i) to[i] *= scale;
             }
     }
 }
