@@ -15,12 +15,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks import measured_model
 from benchmarks.record import record
+
+if TYPE_CHECKING:
+    from narrows.model.forward import Forward
 
 LENGTHS = {512: 5, 4_096: 3, 16_384: 3, 65_536: 1}
 """Tokens of a prompt, and how many runs each side gets: the peer's longest takes minutes."""
@@ -29,22 +32,31 @@ THREADS = 2
 
 Timed = tuple[float, float, float]
 """When the prompt was begun and done, and when the last token came."""
+Run = Callable[[list[int], int], Timed]
+"""A prompt, and how many tokens are to be decoded behind it, are worked on."""
 
 
-def run_narrows(directory: Path) -> Callable[[list[int]], Timed]:
-    """Our engine, with one request at a time; no drafts, which nobody could guess of random weights."""
+def run_narrows(directory: Path) -> Run:
+    """Our engine over the network in float32."""
     from narrows.checkpoints.load import load_network
+
+    return run_engine(load_network(directory))
+
+
+def run_engine(network: Forward) -> Run:
+    """Our engine, with one request at a time; no drafts, which nobody could guess of random weights."""
     from narrows.engine.core import Core
     from narrows.engine.limits import Limits
     from narrows.engine.request import SamplingParameters
     from narrows.engine.scheduler import Policy
     from narrows.engine.sequence import Drawn, Request
 
-    network = load_network(directory)
-    core = Core(network, None, Limits(memory=1 << 30, slots=1, drafts=0, policy=Policy(rows=CHUNK)))
-    parameters = SamplingParameters(max_tokens=DECODED + 1, logit_bias={network.config.eos_token_id: -100.0})
+    limits = Limits(memory=1 << 30, slots=1, drafts=0, policy=Policy(rows=CHUNK))
+    core = Core(network, None, limits)
+    ends = {network.config.eos_token_id: -100.0}  # a text must go on for its tokens to be timed
 
-    def run(prompt: list[int]) -> Timed:
+    def run(prompt: list[int], decoded: int) -> Timed:
+        parameters = SamplingParameters(max_tokens=decoded + 1, logit_bias=ends)
         start = time.perf_counter()
         core.submit(Request(tuple(prompt), parameters))
         times = []
@@ -57,13 +69,13 @@ def run_narrows(directory: Path) -> Callable[[list[int]], Timed]:
     return run
 
 
-def run_transformers(directory: Path) -> Callable[[list[int]], Timed]:
+def run_transformers(directory: Path) -> Run:
     """transformers' network and cache."""
     from transformers import AutoModelForCausalLM, DynamicCache
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
-    def run(prompt: list[int]) -> Timed:
+    def run(prompt: list[int], decoded: int) -> Timed:
         cache = DynamicCache(config=model.config)
 
         def step(tokens: torch.Tensor) -> torch.Tensor:
@@ -74,7 +86,7 @@ def run_transformers(directory: Path) -> Callable[[list[int]], Timed]:
             for chunk in torch.tensor(prompt).split(CHUNK):
                 last = step(chunk)
             prefilled = time.perf_counter()
-            for _ in range(DECODED):
+            for _ in range(decoded):
                 last = step(last.argmax(-1))
             return start, prefilled, time.perf_counter()
 
@@ -90,9 +102,9 @@ def measure(name: str, directory: Path, length: int) -> dict[str, Any]:
     run = RUNS[name](directory)
     source = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, measured_model.BENCH.vocab_size, (length + 64,), generator=source).tolist()
-    run(tokens[-64:])
+    run(tokens[-64:], DECODED)
     loaded = _peak_bytes()
-    start, prefilled, end = run(tokens[:length])
+    start, prefilled, end = run(tokens[:length], DECODED)
     return {
         "prefill_tokens_per_s": length / (prefilled - start),
         "decode_tokens_per_s": DECODED / (end - prefilled),

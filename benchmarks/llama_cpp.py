@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from narrows.checkpoints.cache_folder import cache_folder
 from narrows.checkpoints.checkpoint import Checkpoint
 from narrows.checkpoints.write import Plan, write_checkpoint
 from narrows.errors import NarrowsError
@@ -23,7 +24,6 @@ from narrows.model.precision import Precision
 
 VERSION = "0.3.36"
 """Of llama-cpp-python: the first releases have no DeepSeek-V4, and figures of different ones do not compare."""
-CACHE = Path("~/.cache/narrows/benchmarks/llama_cpp").expanduser()
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PROGRAMS = ("llama-bench", "llama-completion", "llama-quantize")
@@ -52,14 +52,17 @@ class Binaries:
     quantize: Path
 
 
-def binaries(folder: Path = CACHE) -> Binaries:
+def binaries(folder: Path | None = None) -> Binaries:
     """LLAMA_CPP's programs, or those in `folder`, which are fetched and built if they are not there (minutes).
+
+    Without a folder they are in our cache folder, under benchmarks/llama_cpp.
 
     NarrowsError if LLAMA_CPP has no build, or if fetching or building fails.
     """
     if named := os.environ.get("LLAMA_CPP"):
         source = Path(named).expanduser().resolve()
     else:
+        folder = folder or cache_folder("benchmarks") / "llama_cpp"
         source = folder / f"llama_cpp_python-{VERSION}" / "vendor" / "llama.cpp"
         _build(folder, source)
     programs = [source / "build" / "bin" / name for name in _PROGRAMS]
