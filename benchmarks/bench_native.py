@@ -34,8 +34,8 @@ from narrows.model.segments import Segment
 
 LENGTHS = {512: 5, 16_384: 5, 65_536: 3}
 """Tokens of a prompt, and how many runs each side gets."""
-FEWER = {16_384: 3, 65_536: 1}
-"""How many transformers gets, whose longest takes minutes."""
+FEWER = {16_384: {"transformers float32": 3}, 65_536: {"transformers float32": 1, "llama.cpp": 1}}
+"""How many peers get whose run takes minutes, by the beginning of their names."""
 DECODED = 64
 
 Q8_0, BF16, TRANSFORMERS = "llama.cpp Q8_0", "llama.cpp BF16", "transformers float32"
@@ -48,6 +48,12 @@ PRECISIONS = (Precision.OFFICIAL, Precision.BF16)
 
 Speeds = dict[str, float]
 """Tokens a second of "prefill" and "decode"."""
+
+
+def turns(side: str, length: int) -> int:
+    """How many runs a side gets."""
+    fewer = FEWER.get(length, {})
+    return next((count for name, count in fewer.items() if side.startswith(name)), LENGTHS[length])
 
 
 def ours(precision: Precision, what: str) -> str:
@@ -182,18 +188,19 @@ def plot(medians: Mapping[int, Mapping[str, Speeds]], path: Path) -> None:
 def main() -> None:
     """All runs, in turns; then the medians are recorded and plotted."""
     runs: dict[int, dict[str, list[Speeds]]] = {length: {side: [] for side in SIDES} for length in LENGTHS}
-    bandwidth = 0.0
+    bandwidths = list[float]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measured_model.write(folder / "model")
         for length, count in LENGTHS.items():
-            bandwidth = max(bandwidth, read_bandwidth(THREADS))
             for turn in range(count):
+                bandwidths.append(read_bandwidth(THREADS))
                 for side in SIDES:
-                    if side == TRANSFORMERS and turn >= FEWER.get(length, count):
+                    if turn >= turns(side, length):
                         continue
                     runs[length][side].append(run_side(side, folder, length))
                     print(length, side, runs[length][side][-1], flush=True)
+    bandwidth = statistics.median(bandwidths)
     medians = {
         length: {
             side: {kind: statistics.median(run[kind] for run in found) for kind in found[0]}
@@ -207,19 +214,21 @@ def main() -> None:
     }
     plot(medians, RESULTS / "native.png")
     counts = ", ".join(f"{count} at {length:,}" for length, count in LENGTHS.items())
-    fewer = ", ".join(f"{count} at {length:,}" for length, count in FEWER.items())
+    fewer = "; ".join(
+        f"{name} {count} at {length:,}" for length, found in FEWER.items() for name, count in found.items()
+    )
     record(
         "native",
         {
             "runs": runs,
             "medians": medians,
-            "read_bytes_per_s": bandwidth,
+            "read_bytes_per_s": bandwidths,
             "decode_limits": limits,
             "table": table(medians, limits),
         },
         notes=(
             f"121 M random parameters, {THREADS} threads, one sequence, chunks of {CHUNK:,} (llama.cpp 512, its "
-            f"fastest); {DECODED} tokens decoded; medians of runs in turns ({counts}; transformers {fewer}). "
+            f"fastest); {DECODED} tokens decoded; medians of runs in turns ({counts}; {fewer}). "
             "network: its steps alone, as llama-bench times them; engine: with all that serving takes, greedy. "
             f"llama.cpp of llama-cpp-python {llama_cpp.VERSION}: flash attention on, the cache in float16, and in "
             "Q8_0 where that makes it faster (decode with Q8_0). "

@@ -41,6 +41,23 @@ def read_bandwidth(threads: int) -> float:
     return _READ / best
 
 
+def product_rate(threads: int) -> float:
+    """Floating-point operations a second of the fastest large matrix product in BF16 that PyTorch has here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows, inner, columns = 2048, 2048, 2048
+        a, b = (torch.randn(*shape).bfloat16() for shape in ((rows, inner), (inner, columns)))
+        best = float("inf")
+        for _ in range(_PASSES):
+            start = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * rows * inner * columns / best
+
+
 def bytes_per_token(config: ModelConfig, precision: Precision, past: int) -> int:
     """Bytes that decoding one token behind `past` others must read: weights and cache, in this precision.
 
@@ -50,19 +67,23 @@ def bytes_per_token(config: ModelConfig, precision: Precision, past: int) -> int
     return weight_bytes(config, precision) + cache_bytes_read(config, precision, past)
 
 
-def weight_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes of the weights that one token needs: its experts, its rows of tables, and everything else once.
+def weight_bytes(config: ModelConfig, precision: Precision, rows: int = 1) -> int:
+    """Bytes of the weights that a step of so many rows needs: the experts that are chosen, of tables a row each, and
+    everything else once. Rows are taken to choose their experts independently.
 
     As the official layout stores them, scales included. The MTP block is no part of it.
     """
-    total = 0
+    experts = config.n_routed_experts
+    chosen = experts * (1 - (1 - config.num_experts_per_tok / experts) ** rows)
+    total = 0.0
     for name, slot in slots(Network(config, device="meta")).items():
         expert = _EXPERT.search(name)
-        if name.startswith("mtp.") or (expert and int(expert[1]) >= config.num_experts_per_tok):
-            continue  # experts are all of one size, so the first ones stand for those chosen
-        shape = (1, *slot.shape[1:]) if _LOOKED_UP.search(name) else slot.shape
-        total += stored_bytes(weight_format(name, precision), shape)
-    return total
+        if name.startswith("mtp.") or (expert and int(expert[1])):
+            continue
+        shape = (rows, *slot.shape[1:]) if _LOOKED_UP.search(name) else slot.shape
+        # Experts are all of one size: the first one stands for those chosen.
+        total += stored_bytes(weight_format(name, precision), shape) * (chosen if expert else 1)
+    return round(total)
 
 
 def cache_bytes_read(config: ModelConfig, precision: Precision, past: int) -> int:
