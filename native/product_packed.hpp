@@ -489,6 +489,7 @@ inline void product_blocks(const Packed& w, std::int64_t block, const std::uint1
         case 1: product_few<Weights, 1, BLOCKS>(w, block, x, y); break;
         case 2: product_few<Weights, 2, BLOCKS>(w, block, x, y); break;
         case 3: product_few<Weights, 3, BLOCKS>(w, block, x, y); break;
+        case 4: product_few<Weights, 4, BLOCKS>(w, block, x, y); break;
         default: product_many<Weights, BLOCKS>(w, block, x, y, count);
     }
 }
