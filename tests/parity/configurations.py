@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypeVar
 
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -134,10 +135,14 @@ class Tally:
         return [mechanism for mechanism in self.mechanisms if not self.seen[mechanism]]
 
 
+Drawn = TypeVar("Drawn")
+"""What can be kept in a set."""
+
+
 def for_each_draw(
     name: str,
-    strategy: st.SearchStrategy[Case],
-    check: Callable[[Case], None],
+    strategy: st.SearchStrategy[Drawn],
+    check: Callable[[Drawn], None],
     more: Callable[[], object] = lambda: False,
     count: int | None = None,
 ) -> None:
@@ -148,10 +153,10 @@ def for_each_draw(
     Every draw is a run of its own: in one run hypothesis spends most of a small budget on near copies of its first
     examples, while a run of two examples is the simplest one and a fresh one.
     """
-    passed: set[Case] = set()
+    passed: set[Drawn] = set()
     now = occasion()
 
-    def once(case: Case) -> None:
+    def once(case: Drawn) -> None:
         if case not in passed:
             check(case)
             passed.add(case)
