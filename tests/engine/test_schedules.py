@@ -26,13 +26,17 @@ from narrows.engine.scheduler import Policy
 from narrows.engine.sequence import Drawn, Finished, Prefilled, Request, SequenceState
 from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
+from narrows.model.forward import Forward
 from narrows.model.network import Network
 from narrows.model.precision import Precision
 from narrows.model.presets import TINY
+from narrows.ops import native
 from tests.draws import SOAK
+from tests.model.packing import pack_network
 from tests.parity.configurations import Case, cases, for_each_draw, randomised
 
 TOLERANCE = 1e-10
+PRECISIONS = (Precision.BF16, Precision.FP8, Precision.OFFICIAL)
 LONGEST = 40
 SCHEDULES = 3000 if SOAK else 150
 
@@ -94,7 +98,7 @@ def limits_for(case: Case, blocks: int, cache: Precision | None, **others: objec
     return Limits(memory=memory, snapshot_share=0.3, **others)  # type: ignore[arg-type]
 
 
-def alone(case: Case, network: Network, request: Request, cache: Precision | None) -> list[Answer]:
+def alone(case: Case, network: Forward, request: Request, cache: Precision | None) -> list[Answer]:
     """The same request in a core of its own."""
     collector = Collector(Core(network, None, limits_for(case, 400, cache, slots=1, drafts=0), cache=cache))
     sequences = collector.submit(request)
@@ -121,13 +125,36 @@ def requests_of(case: Case, random: Random) -> list[Request]:
     return made
 
 
-def run_schedule(case: Case) -> Core:
-    """One drawn schedule; every answer is the one of the request alone, cancelled ones a beginning of it."""
+def for_kernels(case: Case, random: Random) -> tuple[Case, Precision]:
+    """The case with widths that the kernels and every precision take, and a precision."""
+    widths = {
+        "hidden_size": 64,
+        "moe_intermediate_size": 32,
+        "o_lora_rank": 16,
+        "head_dim": 32,
+        "qk_rope_head_dim": 8,
+        "index_head_dim": 32,
+        "hc_mult": 4,
+    }
+    return replace(case, config=case.config.model_copy(update=widths)), random.choice(PRECISIONS)
+
+
+def run_schedule(case: Case, *, on_kernels: bool = False) -> Core:
+    """One drawn schedule; every answer is the one of the request alone, cancelled ones a beginning of it.
+
+    `on_kernels`: where log-probabilities are the same bits, whatever the number of threads.
+    """
     random = case.random()
     cache = random.choice((None, None, Precision.BF16, Precision.OFFICIAL))
-    if cache is Precision.OFFICIAL:  # FP4 keys come in powers of two
-        case = replace(case, config=case.config.model_copy(update={"index_head_dim": 32}))
-    network = case.network()
+    network: Forward
+    if on_kernels:
+        case, precision = for_kernels(case, random)
+        network = pack_network(case.network(torch.float32), precision)
+    else:
+        if cache is Precision.OFFICIAL:  # FP4 keys come in powers of two
+            case = replace(case, config=case.config.model_copy(update={"index_head_dim": 32}))
+        network = case.network()
+    tolerance = 0.0 if on_kernels else TOLERANCE
     wanted = requests_of(case, random)
     policy = Policy(rows=random.choice((3, 8, 64)), least=random.choice((1, 4)), patience=random.choice((2, 8, 32)))
     shape = PagedHistory(case.config, slots=0, blocks=0, dtype=torch.float64)
@@ -147,7 +174,11 @@ def run_schedule(case: Case) -> Core:
     directory = Path(tempfile.mkdtemp()) if random.random() < 0.5 else None
     prefixes = None if directory is None else Prefixes(directory, random.choice((1 << 30, 20_000)))
 
+    if on_kernels:
+        torch.set_num_threads(1)
     future = {id(request): alone(case, network, request, cache) for request in wanted}
+    if on_kernels:
+        torch.set_num_threads(random.choice((1, 2)))
 
     class Clairvoyant(Core):
         """Drafts what will be drawn, more often than not."""
@@ -192,7 +223,7 @@ def run_schedule(case: Case) -> Core:
             else:
                 assert (answer.tokens, answer.reason) == (lone.tokens, lone.reason)
             for ours, theirs in zip(answer.logprobs, lone.logprobs, strict=False):
-                assert abs(ours - theirs) <= TOLERANCE * max(1.0, abs(theirs))
+                assert abs(ours - theirs) <= tolerance * max(1.0, abs(theirs))
     if directory is not None:
         shutil.rmtree(directory)
     core = collector.core
@@ -227,6 +258,23 @@ def test_every_request_is_answered_as_if_it_were_alone() -> None:
                 f"within {TOLERANCE:.0e}, in float64."
             ),
         )
+
+
+@pytest.mark.skipif(not native.available(), reason="narrows was installed without kernels")
+def test_on_the_kernels_it_is_answered_with_the_same_bits() -> None:
+    seen = dict.fromkeys(("drawn", "reused", "parked", "drafted", "accepted"), 0)
+    before = torch.get_num_threads()
+
+    def check(case: Case) -> None:
+        stats = run_schedule(case, on_kernels=True).stats
+        for what in seen:
+            seen[what] += getattr(stats, what)
+
+    try:
+        for_each_draw("native schedules", cases(longest=1), check, count=SCHEDULES // 3)
+    finally:
+        torch.set_num_threads(before)
+    assert all(seen.values()), seen
 
 
 @pytest.fixture
