@@ -85,7 +85,16 @@ struct Best {
 
     // Entries come in ascending order, so one that only equals the bar is too late.
     void add(const float* scores, std::int64_t number, std::int64_t first) {
-        for (std::int64_t i = 0; i < number; ++i)
+        std::int64_t i = 0;
+#if defined(__AVX512F__)
+        for (; i + 16 <= number; i += 16)  // mostly none of them passes
+            for (unsigned mask = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + i), _mm512_set1_ps(bar), _CMP_GT_OQ); mask;
+                 mask &= mask - 1) {
+                const int place = __builtin_ctz(mask);
+                kept[count++] = {scores[i + place], static_cast<std::int32_t>(first + i + place)};
+            }
+#endif
+        for (; i < number; ++i)
             if (scores[i] > bar) kept[count++] = {scores[i], static_cast<std::int32_t>(first + i)};
         if (count > room - KEYS_AT_ONCE) shrink();
     }
@@ -140,21 +149,24 @@ inline __m512 parts_of_four(const __m512* products, __m512 weights) {
     return _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
 }
 
-template <int VECTORS>
-inline void score_four(const std::uint16_t* const keys[4], std::int64_t dim, const std::uint16_t* panel,
-                       std::int64_t lanes, const float* weights, __m512* parts) {
-    __m512 products[VECTORS][4];
+// parts[v][g] of KEYS keys, four a group: what parts_of_four gives of vector v.
+template <int VECTORS, int KEYS>
+inline void score_keys(const std::uint16_t* const* keys, std::int64_t dim, const std::uint16_t* panel,
+                       std::int64_t lanes, const float* weights, __m512 (*parts)[2]) {
+    __m512 products[VECTORS][KEYS];
     for (int v = 0; v < VECTORS; ++v)
-        for (int i = 0; i < 4; ++i) products[v][i] = _mm512_setzero_ps();
+        for (int i = 0; i < KEYS; ++i) products[v][i] = _mm512_setzero_ps();
     for (std::int64_t d = 0; d < dim; d += 2, panel += 2 * lanes) {
         __m512i queries[VECTORS];
         for (int v = 0; v < VECTORS; ++v) queries[v] = _mm512_load_si512(panel + v * 32);
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < KEYS; ++i) {
             const __m512i key = pair(keys[i] + d);
             for (int v = 0; v < VECTORS; ++v) products[v][i] = add_pairs(products[v][i], queries[v], key);
         }
     }
-    for (int v = 0; v < VECTORS; ++v) parts[v] = parts_of_four(products[v], _mm512_load_ps(weights + v * 16));
+    for (int v = 0; v < VECTORS; ++v)
+        for (int g = 0; g < KEYS / 4; ++g)
+            parts[v][g] = parts_of_four(products[v] + 4 * g, _mm512_load_ps(weights + v * 16));
 }
 
 inline void index_scores(const IndexSearch& s, std::int64_t queries, const std::uint8_t* stored, std::int64_t count,
@@ -162,41 +174,49 @@ inline void index_scores(const IndexSearch& s, std::int64_t queries, const std::
     const std::int64_t heads = padded_heads(s.heads), lanes = index_lanes(s, queries), dim = (s.dim + 1) / 2 * 2;
     const std::uint16_t* keys = key_pairs(s, stored, count, dim, room);
     const std::int64_t vectors = lanes / 16;
-    for (std::int64_t first = 0; first < count; first += 4) {
-        const std::uint16_t* rows[4];
-        for (std::int64_t i = 0; i < 4; ++i) rows[i] = keys + std::min(first + i, count - 1) * dim;
-        __m512 parts[16];
-        __m128 wide[1] = {_mm_setzero_ps()};
+    // Few vectors of queries leave registers for more keys, without which each sum would wait for its last.
+    const std::int64_t together = vectors <= 2 ? 8 : 4;
+    for (std::int64_t first = 0; first < count; first += together) {
+        const std::uint16_t* rows[8];
+        for (std::int64_t i = 0; i < together; ++i) rows[i] = keys + std::min(first + i, count - 1) * dim;
+        __m128 total[2] = {_mm_setzero_ps(), _mm_setzero_ps()};
         for (std::int64_t v = 0; v < vectors; v += 4) {
             const std::uint16_t* panel = room.panel_pairs + v * 32;
             const float* weights = room.weights + v * 16;
-            switch (vectors - v) {
-                case 1: score_four<1>(rows, dim, panel, lanes, weights, parts); break;
-                case 2: score_four<2>(rows, dim, panel, lanes, weights, parts); break;
-                case 3: score_four<3>(rows, dim, panel, lanes, weights, parts); break;
-                default: score_four<4>(rows, dim, panel, lanes, weights, parts);
-            }
-            for (std::int64_t i = v; i < std::min(v + 4, vectors); ++i) {
-                const __m512 part = parts[i - v];
-                const __m128 quarter[4] = {_mm512_extractf32x4_ps(part, 0), _mm512_extractf32x4_ps(part, 1),
-                                           _mm512_extractf32x4_ps(part, 2), _mm512_extractf32x4_ps(part, 3)};
-                const auto give = [&](std::int64_t query, __m128 value) {
-                    if (query < queries) _mm_storeu_ps(room.scores + query * KEYS_AT_ONCE + first, value);
-                };
-                if (heads == 4) {
-                    for (int q = 0; q < 4; ++q) give(4 * i + q, quarter[q]);
-                } else if (heads == 8) {
-                    give(2 * i, _mm_add_ps(quarter[0], quarter[1]));
-                    give(2 * i + 1, _mm_add_ps(quarter[2], quarter[3]));
-                } else {
-                    wide[0] = _mm_add_ps(wide[0], _mm_add_ps(_mm_add_ps(quarter[0], quarter[1]),
-                                                             _mm_add_ps(quarter[2], quarter[3])));
-                    if ((i + 1) * 16 % heads == 0) {
-                        give(i * 16 / heads, wide[0]);
-                        wide[0] = _mm_setzero_ps();
-                    }
+            __m512 parts[4][2];
+            if (together == 8) {
+                vectors == 1 ? score_keys<1, 8>(rows, dim, panel, lanes, weights, parts)
+                             : score_keys<2, 8>(rows, dim, panel, lanes, weights, parts);
+            } else {
+                switch (vectors - v) {
+                    case 1: score_keys<1, 4>(rows, dim, panel, lanes, weights, parts); break;
+                    case 2: score_keys<2, 4>(rows, dim, panel, lanes, weights, parts); break;
+                    case 3: score_keys<3, 4>(rows, dim, panel, lanes, weights, parts); break;
+                    default: score_keys<4, 4>(rows, dim, panel, lanes, weights, parts);
                 }
             }
+            for (std::int64_t i = v; i < std::min(v + 4, vectors); ++i)
+                for (std::int64_t g = 0; g < together / 4; ++g) {
+                    const __m512 part = parts[i - v][g];
+                    const __m128 quarter[4] = {_mm512_extractf32x4_ps(part, 0), _mm512_extractf32x4_ps(part, 1),
+                                               _mm512_extractf32x4_ps(part, 2), _mm512_extractf32x4_ps(part, 3)};
+                    const auto give = [&](std::int64_t query, __m128 value) {
+                        if (query < queries) _mm_storeu_ps(room.scores + query * KEYS_AT_ONCE + first + 4 * g, value);
+                    };
+                    if (heads == 4) {
+                        for (int q = 0; q < 4; ++q) give(4 * i + q, quarter[q]);
+                    } else if (heads == 8) {
+                        give(2 * i, _mm_add_ps(quarter[0], quarter[1]));
+                        give(2 * i + 1, _mm_add_ps(quarter[2], quarter[3]));
+                    } else {
+                        total[g] = _mm_add_ps(total[g], _mm_add_ps(_mm_add_ps(quarter[0], quarter[1]),
+                                                                   _mm_add_ps(quarter[2], quarter[3])));
+                        if ((i + 1) * 16 % heads == 0) {
+                            give(i * 16 / heads, total[g]);
+                            total[g] = _mm_setzero_ps();
+                        }
+                    }
+                }
         }
     }
 }
