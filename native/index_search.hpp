@@ -14,6 +14,7 @@
 
 #include "kernels.hpp"
 #include "product.hpp"
+#include "product_bf16.hpp"
 #include "rows.hpp"
 
 namespace narrows::NARROWS_ISA {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "product_packed.hpp"
+#include "formats.hpp"
 #include "stored.hpp"
 #include "vector.hpp"
 
