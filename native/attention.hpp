@@ -41,7 +41,7 @@ struct Room {
             part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory + bytes);
             bytes += (count * static_cast<std::int64_t>(sizeof *part) + 63) / 64 * 64;
         };
-        const std::int64_t keys_read = a.window_keys + a.entry_keys + TALL;
+        const std::int64_t keys_read = a.window_keys + a.entry_keys + TALLEST;
         // Rows that share a block name an entry once each before their selections are merged.
         const std::int64_t named = a.window_keys + std::max<std::int64_t>(1, WIDTH / a.heads) * a.chosen;
         take(keys, keys_read * width);
@@ -221,7 +221,7 @@ inline void take_queries(const Attention& a, const Block& block, const Room& roo
     }
 }
 
-// products[key][lane] = key · across, for keys from one to another; up to TALL - 1 keys more are read.
+// products[key][lane] = key · across, for keys from one to another; up to TALLEST - 1 keys more are read.
 inline void by_key(const Attention& a, const Block& block, const Room& room, const float* across,
                    std::int64_t from_key, std::int64_t to_key, float* products) {
     const Factors factors[] = {{room.keys + from_key * room.width, room.width, 1, across, LANES}};
@@ -387,7 +387,8 @@ inline std::int64_t share(std::int64_t length, std::int64_t step, std::int64_t p
 
 inline void attention_scores(const Attention& a, char* memory, std::int64_t part, std::int64_t parts) {
     const Opened& o = *reinterpret_cast<const Opened*>(memory);
-    const std::int64_t begin = share(o.block.keys, TALL, part, parts), end = share(o.block.keys, TALL, part + 1, parts);
+    const std::int64_t begin = share(o.block.keys, TALLEST, part, parts),
+                       end = share(o.block.keys, TALLEST, part + 1, parts);
     o.block.fetch(a, o.room, begin, end);
     by_key(a, o.block, o.room, o.room.across, begin, end, o.room.weights);
 }

@@ -52,7 +52,7 @@ struct IndexRoom {
         };
         take(panel, dim * lanes);
         take(weights, lanes);
-        take(keys, (KEYS_AT_ONCE + TALL) * dim);
+        take(keys, (KEYS_AT_ONCE + TALLEST) * dim);
         take(products, KEYS_AT_ONCE * lanes);
         take(scores, queries * KEYS_AT_ONCE);
         take(panel_pairs, dim * lanes);
@@ -227,7 +227,7 @@ inline void index_scores(const IndexSearch& s, std::int64_t queries, const std::
 inline void index_scores(const IndexSearch& s, std::int64_t queries, const std::uint8_t* stored, std::int64_t count,
                          const IndexRoom& room) {
     const std::int64_t heads = padded_heads(s.heads), lanes = index_lanes(s, queries), dim = (s.dim + 1) / 2 * 2;
-    std::fill(room.keys, room.keys + (KEYS_AT_ONCE + TALL) * dim, 0.0f);
+    std::fill(room.keys, room.keys + (KEYS_AT_ONCE + TALLEST) * dim, 0.0f);
     for (std::int64_t key = 0; key < count; ++key) {
         decode_row(s.format, stored + key * s.format.bytes(), room.keys + key * dim);
         for (std::int64_t i = 0; i < s.dim; ++i) room.keys[key * dim + i] = wide(to_bf16(room.keys[key * dim + i]));

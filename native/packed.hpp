@@ -10,7 +10,7 @@ enum class Format : std::int32_t { BF16, FP8, MXFP4 };
 
 constexpr std::int64_t BLOCK_ROWS = 16;
 constexpr std::int64_t GROUP = 4;          // columns that lie together
-constexpr std::int64_t PANEL = 4;          // blocks that a product takes at once, at most
+constexpr std::int64_t PANEL = 8;          // blocks that a product takes at once, at most
 constexpr std::int64_t SUPERTILE = 96;     // rows of inputs that it takes at once, at most
 
 struct Packed {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "formats.hpp"
 #include "packed.hpp"
@@ -161,7 +162,6 @@ inline void add_tile(const std::uint16_t* panel, const std::uint16_t* const* x, 
 template <typename Weights, int BLOCKS>
 inline void product_many(const Packed& w, std::int64_t block, const std::uint16_t* const* x, float* const* y,
                          std::int64_t count) {
-    constexpr int ROWS = BLOCKS == 4 ? 6 : 8;
     constexpr std::int64_t width = BLOCKS * BLOCK_ROWS;
     alignas(64) std::uint16_t panel[Weights::GROUPS * 2 * BLOCKS * 32];
     alignas(64) float totals[SUPERTILE * width];
@@ -183,12 +183,23 @@ inline void product_many(const Packed& w, std::int64_t block, const std::uint16_
                 scales[b] = scale_of<Weights>(w, block + b, chunk);
             }
             const std::int64_t begin = first * GROUP, pairs = (last - first) * 2;
-            std::int64_t r = 0;
-            for (; r + ROWS <= rows; r += ROWS)
-                add_tile<ROWS, BLOCKS>(panel, x + start + r, begin, pairs, scales, totals + r * width, width);
-            for (; r + 2 <= rows; r += 2)
-                add_tile<2, BLOCKS>(panel, x + start + r, begin, pairs, scales, totals + r * width, width);
-            if (r < rows) add_tile<1, BLOCKS>(panel, x + start + r, begin, pairs, scales, totals + r * width, width);
+            // Tiles of up to 6 rows, none much smaller than another: short ones wait for their own sums.
+            const std::int64_t tiles = (rows + 5) / 6;
+            for (std::int64_t tile = 0, r = 0; tile < tiles; ++tile) {
+                const std::int64_t next = rows * (tile + 1) / tiles;
+                const auto add = [&](auto count) {
+                    add_tile<count, BLOCKS>(panel, x + start + r, begin, pairs, scales, totals + r * width, width);
+                };
+                switch (next - r) {
+                    case 1: add(std::integral_constant<int, 1>{}); break;
+                    case 2: add(std::integral_constant<int, 2>{}); break;
+                    case 3: add(std::integral_constant<int, 3>{}); break;
+                    case 4: add(std::integral_constant<int, 4>{}); break;
+                    case 5: add(std::integral_constant<int, 5>{}); break;
+                    default: add(std::integral_constant<int, 6>{});
+                }
+                r = next;
+            }
         }
         for (std::int64_t r = 0; r < rows; ++r) give_row(w, block, BLOCKS, totals + r * width, y[start + r]);
     }
@@ -209,6 +220,14 @@ inline void product_blocks(const Packed& w, std::int64_t block, const std::uint1
 template <typename Weights>
 inline void product_panel(const Packed& w, std::int64_t block, std::int64_t blocks, const std::uint16_t* const* x,
                           float* const* y, std::int64_t count) {
+    if (blocks == PANEL && count == 1) {  // one row's sums are few: those of all blocks at once
+        product_few<Weights, 1, PANEL>(w, block, x, y);
+        return;
+    }
+    if (blocks > 4) {
+        product_blocks<Weights, 4>(w, block, x, y, count);
+        block += 4, blocks -= 4;
+    }
     switch (blocks) {
         case 1: product_blocks<Weights, 1>(w, block, x, y, count); break;
         case 2: product_blocks<Weights, 2>(w, block, x, y, count); break;

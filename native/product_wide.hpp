@@ -80,7 +80,7 @@ template <Format FORMAT, typename Input>
 void many_wide(const Packed& w, std::int64_t block, std::int64_t blocks, const Input* const* x, float* const* y,
                std::int64_t count) {
     alignas(64) float panel[128 * PANEL * BLOCK_ROWS];
-    alignas(64) float inputs[(SUPERTILE + TALL) * 128];
+    alignas(64) float inputs[(SUPERTILE + TALLEST) * 128];
     alignas(64) float totals[SUPERTILE * PANEL * BLOCK_ROWS];
     alignas(64) float scales[PANEL * BLOCK_ROWS];
     const std::int64_t width = blocks * BLOCK_ROWS;
@@ -92,7 +92,7 @@ void many_wide(const Packed& w, std::int64_t block, std::int64_t blocks, const I
             const std::int64_t length = end - begin, given = std::min(end, w.columns) - begin;
             widen_panel<FORMAT>(w, block, blocks, begin, end, panel);
             chunk_scales(w, block, blocks, chunk, scales);
-            for (std::int64_t r = 0; r < rows + TALL; ++r) {
+            for (std::int64_t r = 0; r < rows + TALLEST; ++r) {
                 float* to = inputs + r * length;
                 const std::int64_t known = r < rows ? given : 0;
                 for (std::int64_t i = 0; i < known; ++i) to[i] = as_float(x[start + r][begin + i]);
@@ -142,6 +142,8 @@ void few_wide(const Packed& w, std::int64_t block, const Input* const* x, float*
     }
 }
 
+constexpr std::int64_t TOGETHER = 4;  // blocks whose sums are under way at once
+
 template <Format FORMAT, typename Input>
 void product_wide(const Packed& w, std::int64_t block, std::int64_t blocks, const Input* const* x, float* const* y,
                   std::int64_t count) {
@@ -150,11 +152,9 @@ void product_wide(const Packed& w, std::int64_t block, std::int64_t blocks, cons
         return;
     }
     const auto few = [&](auto rows) {
-        if (blocks == PANEL) {
-            few_wide<FORMAT, rows, PANEL>(w, block, x, y);
-        } else {
-            for (std::int64_t b = 0; b < blocks; ++b) few_wide<FORMAT, rows, 1>(w, block + b, x, y);
-        }
+        std::int64_t b = 0;
+        for (; b + TOGETHER <= blocks; b += TOGETHER) few_wide<FORMAT, rows, TOGETHER>(w, block + b, x, y);
+        for (; b < blocks; ++b) few_wide<FORMAT, rows, 1>(w, block + b, x, y);
     };
     count == 1 ? few(std::integral_constant<int, 1>{}) : few(std::integral_constant<int, 2>{});
 }
