@@ -108,6 +108,7 @@ NetworkConfig network_config(nb::dict from) {
     demand(c.o_rank % BLOCK_ROWS == 0, "an o_lora_rank that is a multiple of 16");
     demand(c.heads / c.groups * c.dim % GROUP == 0, "groups of heads whose width is a multiple of 4");
     demand(c.chosen <= 64 && c.chosen <= c.experts, "at most 64 experts a token");
+    demand(c.sinkhorn_iterations <= 10'000, "at most 10,000 of Sinkhorn's iterations");
     demand(c.index_heads <= 256, "at most 256 index heads");
     return c;
 }
