@@ -11,8 +11,11 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
-#include <sched.h>
 #include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
 #endif
 
 namespace narrows {
@@ -26,17 +29,25 @@ inline void pause() {
 #endif
 }
 
-// At a barrier others are mostly a few microseconds away. To yield while there is a core for each of us would hand ours
-// to another process for milliseconds, at every barrier; where there is not, the core is wanted by just those we wait for.
-constexpr int SPINS_WITH_CORES = 100'000, SPINS_WITHOUT = 100;
-
-int cores() {
 #if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    return static_cast<int>(std::thread::hardware_concurrency());
+static_assert(sizeof(std::atomic<std::uint32_t>) == 4);
+
+void sleep_while(std::atomic<std::uint32_t>& word, std::uint32_t value) {
+    syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
 }
+
+void wake_all(std::atomic<std::uint32_t>& word) {
+    syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAKE_PRIVATE, MOST_THREADS, nullptr, nullptr, 0);
+}
+#else
+void sleep_while(std::atomic<std::uint32_t>&, std::uint32_t) { std::this_thread::yield(); }
+void wake_all(std::atomic<std::uint32_t>&) {}
+#endif
+
+// At a barrier others are mostly a few microseconds away: then to sleep costs more than to look again and again. But where
+// two of us share a core, which the system may leave so for seconds, every look keeps the core from who is waited for. So
+// there are few looks after waits that were too long for them, and more and more after others.
+constexpr int MOST_SPINS = 10'000, LEAST_SPINS = 100;
 
 // Between two steps of a decode the interpreter works for some hundred microseconds.
 constexpr auto SPIN_BETWEEN = std::chrono::microseconds(300);
@@ -51,7 +62,6 @@ class Pool {
         arrived_.store(0, std::memory_order_relaxed);
         counter_.store(0, std::memory_order_relaxed);
         members_.store(threads, std::memory_order_relaxed);
-        spins_ = threads <= cores() ? SPINS_WITH_CORES : SPINS_WITHOUT;
         if (threads > 1) {
             work_ = &work;
             {
@@ -71,16 +81,23 @@ class Pool {
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_.load(std::memory_order_relaxed)) {
             counter_.store(0, std::memory_order_relaxed);
             arrived_.store(0, std::memory_order_relaxed);
-            generation_.fetch_add(1, std::memory_order_release);
+            // In one order with who goes to sleep: either it sees the next generation, or it is seen and woken.
+            generation_.fetch_add(1, std::memory_order_seq_cst);
+            if (asleep_.load(std::memory_order_seq_cst)) wake_all(generation_);
             return;
         }
-        for (int spins = 0; generation_.load(std::memory_order_acquire) == before; ++spins) {
-            if (spins < spins_) {
-                pause();
-            } else {
-                std::this_thread::yield();
+        const int most = spins_.load(std::memory_order_relaxed);
+        for (int spins = 0; spins < most; ++spins) {
+            if (generation_.load(std::memory_order_acquire) != before) {
+                if (most < MOST_SPINS) spins_.store(most + most / 16 + 1, std::memory_order_relaxed);
+                return;
             }
+            pause();
         }
+        spins_.store(std::max(LEAST_SPINS, most / 2), std::memory_order_relaxed);
+        asleep_.fetch_add(1, std::memory_order_seq_cst);
+        while (generation_.load(std::memory_order_seq_cst) == before) sleep_while(generation_, before);
+        asleep_.fetch_sub(1, std::memory_order_relaxed);
     }
 
     std::int64_t next() { return counter_.fetch_add(1, std::memory_order_relaxed); }
@@ -133,10 +150,10 @@ class Pool {
     static constexpr std::uint64_t MEMBERS = 1024;
     std::atomic<std::uint64_t> job_{0};
     std::atomic<std::uint32_t> generation_{0};
-    std::atomic<int> arrived_{0}, sleeping_{0}, members_{1};
+    std::atomic<int> arrived_{0}, sleeping_{0}, asleep_{0}, members_{1}, spins_{MOST_SPINS};
     std::atomic<std::int64_t> counter_{0};
     const std::function<void(Team&)>* work_ = nullptr;
-    int workers_ = 0, spins_ = 0;
+    int workers_ = 0;
 };
 
 namespace {
