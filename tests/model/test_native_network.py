@@ -21,7 +21,7 @@ from narrows.model.presets import TINY
 from narrows.model.segments import Segment
 from narrows.ops import native
 from tests.draws import scaled
-from tests.model.packing import pack_network, rounded_inputs
+from tests.model.packing import pack_network
 from tests.ops.computed import INSTRUCTION_SETS, computed, threads
 from tests.parity.configurations import configurations, for_each_draw, irregular_chunks, randomised
 
@@ -126,8 +126,8 @@ def test_logits_are_those_of_pytorch_with_rounded_inputs() -> None:
 
     def check(drawn: Drawn) -> None:
         packed = drawn.packed  # first: it rounds the network's weights
-        with rounded_inputs(drawn.network):
-            wanted = in_one(drawn.network, drawn, 0)
+        drawn.network.round_inputs()
+        wanted = in_one(drawn.network, drawn, 0)
         with computed(drawn.instruction_set):
             got = in_one(packed, drawn, 0)
         for ours, theirs in zip(got, wanted, strict=True):
