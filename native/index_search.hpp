@@ -153,7 +153,7 @@ inline __m512 parts_of_four(const __m512* products, __m512 weights) {
 // parts[v][g] of KEYS keys, four a group: what parts_of_four gives of vector v.
 template <int VECTORS, int KEYS>
 inline void score_keys(const std::uint16_t* const* keys, std::int64_t dim, const std::uint16_t* panel,
-                       std::int64_t lanes, const float* weights, __m512 (*parts)[2]) {
+                       std::int64_t lanes, const float* weights, __m512 (*parts)[4]) {
     __m512 products[VECTORS][KEYS];
     for (int v = 0; v < VECTORS; ++v)
         for (int i = 0; i < KEYS; ++i) products[v][i] = _mm512_setzero_ps();
@@ -176,18 +176,19 @@ inline void index_scores(const IndexSearch& s, std::int64_t queries, const std::
     const std::uint16_t* keys = key_pairs(s, stored, count, dim, room);
     const std::int64_t vectors = lanes / 16;
     // Few vectors of queries leave registers for more keys, without which each sum would wait for its last.
-    const std::int64_t together = vectors <= 2 ? 8 : 4;
+    const std::int64_t together = vectors == 1 ? 16 : vectors == 2 ? 8 : 4;
     for (std::int64_t first = 0; first < count; first += together) {
-        const std::uint16_t* rows[8];
+        const std::uint16_t* rows[16];
         for (std::int64_t i = 0; i < together; ++i) rows[i] = keys + std::min(first + i, count - 1) * dim;
-        __m128 total[2] = {_mm_setzero_ps(), _mm_setzero_ps()};
+        __m128 total[4] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
         for (std::int64_t v = 0; v < vectors; v += 4) {
             const std::uint16_t* panel = room.panel_pairs + v * 32;
             const float* weights = room.weights + v * 16;
-            __m512 parts[4][2];
-            if (together == 8) {
-                vectors == 1 ? score_keys<1, 8>(rows, dim, panel, lanes, weights, parts)
-                             : score_keys<2, 8>(rows, dim, panel, lanes, weights, parts);
+            __m512 parts[4][4];
+            if (together == 16) {
+                score_keys<1, 16>(rows, dim, panel, lanes, weights, parts);
+            } else if (together == 8) {
+                score_keys<2, 8>(rows, dim, panel, lanes, weights, parts);
             } else {
                 switch (vectors - v) {
                     case 1: score_keys<1, 4>(rows, dim, panel, lanes, weights, parts); break;
