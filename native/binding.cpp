@@ -5,6 +5,8 @@
 #include <initializer_list>
 #include <stdexcept>
 
+#include "prefetch.hpp"
+
 namespace narrows {
 namespace {
 
@@ -227,7 +229,7 @@ Matrix::Matrix(const std::string& format, std::int64_t rows, std::int64_t column
     packed.values = value_bytes.data(), packed.scales = scale_bytes.data();
 }
 
-Network::Network(nb::dict config, nb::dict matrices, nb::dict arrays) {
+Network::Network(nb::dict config, nb::dict matrices, nb::dict arrays, std::int64_t prefetch) {
     Binder bind(matrices, arrays, owners);
     NetworkConfig& c = bound.config = network_config(config);
     bound.sliding_frequencies = bind.floats("sliding_frequencies", c.rope / 2);
@@ -252,6 +254,8 @@ Network::Network(nb::dict config, nb::dict matrices, nb::dict arrays) {
         draft.head = {hyper(bind, "mtp.0.hc_head", STREAMS, 1, c), bind.floats("mtp.0.norm.weight", c.hidden)};
         bound.drafts.push_back(draft);
     }
+    require(prefetch >= 0, "prefetch from 0");
+    if (prefetch) bound.prefetch = std::make_unique<Prefetch>(bound, prefetch);
 }
 
 History::History(nb::list layers, const FormatArguments& entries, const FormatArguments& keys, nb::object tables) {

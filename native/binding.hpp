@@ -35,8 +35,9 @@ struct Network {
     BoundNetwork bound;
     std::vector<nb::object> owners;
 
-    // Sizes by name, matrices and arrays by the names of their tensors.
-    Network(nb::dict config, nb::dict matrices, nb::dict arrays);
+    // Sizes by name, matrices and arrays by the names of their tensors; experts that may be asked for ahead (Prefetch),
+    // in bytes, or 0.
+    Network(nb::dict config, nb::dict matrices, nb::dict arrays, std::int64_t prefetch);
 };
 
 // A history whose memory is Python's.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "binding.hpp"
+#include "prefetch.hpp"
 #include "products.hpp"
 
 using namespace nb::literals;
@@ -62,6 +63,12 @@ void draft_step(Network& network, Integers1 tokens, Integers2 segments, const Hi
     threads = threads_of(threads);
     nb::gil_scoped_release release;
     network.bound.draft_step(tokens.data(), given, history.view, threads, streams.data(), out.data());
+}
+
+// needed, absent, guessed, right, chosen (PrefetchCounts); all 0 without prefetching.
+std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t> prefetched(const Network& network) {
+    const PrefetchCounts found = network.bound.prefetch ? network.bound.prefetch->counts() : PrefetchCounts{};
+    return {found.needed, found.absent, found.guessed, found.right, found.chosen};
 }
 
 void logits(Network& network, In3 streams, bool draft, int threads, Out2 out) {
@@ -285,7 +292,8 @@ void define_inference(nb::module_& m) {
         .def(nb::init<nb::list, const FormatArguments&, const FormatArguments&, nb::object>(), "layers"_a, "entries"_a,
              "keys"_a, "tables"_a);
     nb::class_<Network>(m, "Network", "A network's weights, bound once.")
-        .def(nb::init<nb::dict, nb::dict, nb::dict>(), "config"_a, "matrices"_a, "arrays"_a)
+        .def(nb::init<nb::dict, nb::dict, nb::dict, std::int64_t>(), "config"_a, "matrices"_a, "arrays"_a, "prefetch"_a)
+        .def("prefetched", &prefetched)
         .def("step", &step, "tokens"_a.noconvert(), "segments"_a.noconvert(), "history"_a, "threads"_a,
              "streams"_a.noconvert())
         .def("draft_step", &draft_step, "tokens"_a.noconvert(), "segments"_a.noconvert(), "history"_a, "threads"_a,

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "arguments.hpp"
+#include "prefetch.hpp"
 #include "step.hpp"
 
 namespace narrows {
@@ -155,7 +156,9 @@ void BoundNetwork::step(const std::int64_t* tokens, const std::vector<StepSegmen
     LaidOut laid_out(*workspace_, config, plan, history, splits, threads);
     const LayerStep layer_step(*this, plan, history, tokens, laid_out.memory, splits);
     workspace_->expert_work.reserve(2 * (config.experts + 1));
+    if (prefetch) prefetch->begin(tokens, plan.rows);
     together(threads, [&](Team& team) {
+        if (prefetch) prefetch->known(team);
         layer_step.angles(team);
         const RowFormat row{Storing::BF16, d, 0};
         team.each(plan.rows, [&](std::int64_t n) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -111,6 +112,7 @@ struct StepSegment {
 };
 
 
+class Prefetch;
 class Workspace;
 
 class BoundNetwork {
@@ -122,6 +124,7 @@ class BoundNetwork {
     Head head;
     Packed vocabulary;  // the head's matrix
     std::vector<Draft> drafts;
+    std::unique_ptr<Prefetch> prefetch;  // null where the weights are in memory
 
     BoundNetwork();
     ~BoundNetwork();

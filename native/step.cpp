@@ -6,6 +6,7 @@
 
 #include "arguments.hpp"
 #include "kernels.hpp"
+#include "prefetch.hpp"
 
 namespace narrows {
 namespace {
@@ -54,6 +55,32 @@ void best_entries(std::vector<IndexCandidate>& all, std::int64_t k, std::int64_t
     for (std::int64_t i = 0; i < count; ++i) to[i] = all[i].entry;
     std::sort(to, to + count);
     std::fill(to + count, to + k, std::int64_t{-1});
+}
+
+void to_affinities(float* router, std::int64_t experts) {
+    for (std::int64_t e = 0; e < experts; ++e) {
+        const float x = router[e];
+        router[e] = std::sqrt(x > 20.0f ? x : std::log1p(std::exp(x)));
+    }
+}
+
+void choose_experts(const float* affinity, const float* bias, std::int64_t experts, std::int64_t count,
+                    std::int32_t* chosen) {
+    const auto wanted = [&](std::int64_t e) {
+        const float value = affinity[e] + bias[e];
+        return std::isnan(value) ? 0.0f : value;
+    };
+    std::int64_t found = 0;
+    for (std::int64_t e = 0; e < experts; ++e) {  // the best so far, best first
+        const float value = wanted(e);
+        std::int64_t place = found;
+        while (place > 0 && wanted(chosen[place - 1]) < value) --place;
+        if (place == count) continue;
+        found = std::min(found + 1, count);
+        for (std::int64_t i = found - 1; i > place; --i) chosen[i] = chosen[i - 1];
+        chosen[place] = static_cast<std::int32_t>(e);
+    }
+    std::sort(chosen, chosen + count);
 }
 
 StepPlan::StepPlan(const NetworkConfig& c, const std::vector<StepSegment>& given, std::int64_t index_queries)
@@ -354,29 +381,11 @@ void LayerStep::mix_experts(Team& team, const Layer& layer, std::vector<Product>
     team.each(N, [&](std::int64_t n) {
         float *affinity = m.router + n * E, *weights = m.weights + n * K, total = 0;
         std::int32_t* chosen = m.chosen + n * K;
-        for (std::int64_t e = 0; e < E; ++e) {
-            const float x = affinity[e];
-            affinity[e] = std::sqrt(x > 20.0f ? x : std::log1p(std::exp(x)));
-        }
+        to_affinities(affinity, E);
         if (layer.table) {
             std::copy(layer.table + tokens[n] * K, layer.table + (tokens[n] + 1) * K, chosen);
         } else {
-            // Of equals the lower expert; what is not a number counts as 0.
-            const auto wanted = [&](std::int64_t e) {
-                const float value = affinity[e] + layer.bias[e];
-                return std::isnan(value) ? 0.0f : value;
-            };
-            std::int64_t count = 0;
-            for (std::int64_t e = 0; e < E; ++e) {  // the best so far, best first
-                const float value = wanted(e);
-                std::int64_t place = count;
-                while (place > 0 && wanted(chosen[place - 1]) < value) --place;
-                if (place == K) continue;
-                count = std::min(count + 1, K);
-                for (std::int64_t i = count - 1; i > place; --i) chosen[i] = chosen[i - 1];
-                chosen[place] = static_cast<std::int32_t>(e);
-            }
-            std::sort(chosen, chosen + K);
+            choose_experts(affinity, layer.bias, E, K, chosen);
         }
         for (std::int64_t i = 0; i < K; ++i) total += affinity[chosen[i]];
         for (std::int64_t i = 0; i < K; ++i) weights[i] = affinity[chosen[i]] / (total + 1e-20f) * c.routed_scale;
@@ -415,6 +424,7 @@ void LayerStep::mix_experts(Team& team, const Layer& layer, std::vector<Product>
         }
     }
     team.barrier();
+    if (network.prefetch) return network.prefetch->experts(team, layer, m.normed, work);
     const std::int64_t half = static_cast<std::int64_t>(work.size()) / 2;
     products(team, work.data(), half);
     products(team, work.data() + half, half);

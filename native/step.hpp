@@ -135,6 +135,12 @@ class LayerStep {
     std::int64_t splits;  // parts into which an index search cuts the entries
 };
 
+// What a router says of every expert -> affinities, in place.
+void to_affinities(float* router, std::int64_t experts);
+// The experts of the highest affinity plus bias, in ascending order; of equals the lower; what is not a number counts as 0.
+void choose_experts(const float* affinity, const float* bias, std::int64_t experts, std::int64_t count,
+                    std::int32_t* chosen);
+
 // Memory that each thread needs.
 std::int64_t scratch_bytes(const NetworkConfig& config, const StepPlan& plan, const HistoryView& history);
 

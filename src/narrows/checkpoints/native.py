@@ -5,22 +5,28 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from narrows.checkpoints.memory import prefetch_bytes, usable_memory
 from narrows.checkpoints.prepared import Prepared, prepare
 from narrows.errors import UsageError
 from narrows.model.native_network import NativeNetwork, why_not
 from narrows.model.precision import Precision
 
 
-def load_native(directory: str | Path, precision: Precision | str) -> NativeNetwork:
+def load_native(directory: str | Path, precision: Precision | str, *, prefetch: bool | None = None) -> NativeNetwork:
     """The network that a directory describes, in `bf16`, `fp8` or `official`, its weights mapped from a file of them.
 
-    UsageError where the kernels cannot run it; otherwise errors as from `prepare`.
+    `prefetch`: see `bind`. UsageError where the kernels cannot run it; otherwise errors as from `prepare`.
     """
-    return bind(prepare(directory, precision))
+    return bind(prepare(directory, precision), prefetch=prefetch)
 
 
-def bind(prepared: Prepared) -> NativeNetwork:
-    """The network whose weights these are. UsageError where the kernels cannot run it."""
+def bind(prepared: Prepared, *, prefetch: bool | None = None) -> NativeNetwork:
+    """The network whose weights these are. UsageError where the kernels cannot run it.
+
+    A file larger than memory runs too: what has not been used for long leaves memory and is read again. With
+    `prefetch` experts are asked for before they are used, so that many are read at once; None: if the file takes more
+    than a share (`memory.FITS`) of the memory that this process may use, by its control groups or by the machine.
+    """
     reason = why_not(prepared.config)
     if reason is not None:
         raise UsageError(f"the kernels cannot run this model: {reason}; use the precision float32.")
@@ -33,4 +39,5 @@ def bind(prepared: Prepared) -> NativeNetwork:
         {name: prepared.plain(name) for name in plain},
         # The file's name says of what checkpoint it is; one without a name is like no other.
         prepared.path.stem if prepared.path else secrets.token_hex(20),
+        prefetch=prefetch_bytes(prepared.bytes, usable_memory(), wanted=prefetch),
     )

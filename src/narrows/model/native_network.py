@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,6 +48,18 @@ def why_not(config: ModelConfig) -> str | None:
     return next((reason for holds, reason in limits if not holds), None)
 
 
+class Prefetched(NamedTuple):
+    """Bytes of the experts that steps chose (`needed`), and of these, what was not in memory then (`absent`); experts
+    that were `guessed` for layers whose router decides, how many of these were chosen (`right`), and how many of such
+    layers were `chosen` at all."""
+
+    needed: int
+    absent: int
+    guessed: int
+    right: int
+    chosen: int
+
+
 class NativeNetwork:
     """Called like `Network`, on a CPU, for inference. `dtype` is that of its streams."""
 
@@ -61,11 +73,14 @@ class NativeNetwork:
         matrices: Mapping[str, Packed],
         arrays: Mapping[str, Tensor],
         fingerprint: str = "",
+        *,
+        prefetch: int = 0,
     ) -> None:
         """Weights by the names of `Network`'s, experts' matrices one by one (`layers.0.ffn.experts.7.w1`). They stay
         where they are: views of a mapped file are read from it. `arrays`: embed.weight in BF16, tid2eid in int32, the
-        rest in float32. `fingerprint` names the weights, where a history is to outlive them. ValueError for weights
-        that do not fit, or a shape that the kernels do not take (`why_not`).
+        rest in float32. `fingerprint` names the weights, where a history is to outlive them. `prefetch`: of a file
+        that is larger than memory, so many bytes of experts are asked for before they are used; 0: none. ValueError for
+        weights that do not fit, or a shape that the kernels do not take (`why_not`).
         """
         reason = why_not(config)
         if reason is not None:
@@ -92,6 +107,7 @@ class NativeNetwork:
                 for name, packed in matrices.items()
             },
             tensors,
+            prefetch,
         )
 
     def __call__(self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: PagedMemory) -> Tensor:
@@ -122,6 +138,10 @@ class NativeNetwork:
     def mtp_logits(self, streams: Tensor) -> Tensor:
         """`Network.mtp_logits`."""
         return self._logits(streams, draft=True)
+
+    def prefetched(self) -> Prefetched:
+        """What prefetching has found so far."""
+        return Prefetched(*self._bound.prefetched())
 
     def fingerprint(self) -> str:
         """Its weights' name, and its precision."""

@@ -125,8 +125,13 @@ class History:
 
 class Network:
     def __init__(
-        self, config: Mapping[str, object], matrices: Mapping[str, Matrix], arrays: Mapping[str, Tensor]
+        self,
+        config: Mapping[str, object],
+        matrices: Mapping[str, Matrix],
+        arrays: Mapping[str, Tensor],
+        prefetch: int,
     ) -> None: ...
+    def prefetched(self) -> tuple[int, int, int, int, int]: ...
     def step(self, tokens: Tensor, segments: Tensor, history: History, threads: int, streams: Tensor) -> None: ...
     def draft_step(
         self, tokens: Tensor, segments: Tensor, history: History, threads: int, streams: Tensor, out: Tensor
