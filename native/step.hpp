@@ -13,6 +13,8 @@
 
 namespace narrows {
 
+constexpr std::int64_t TILE_ROWS = 16;  // of attention
+
 // Memory in one piece, cut anew for every step and kept between them.
 class Arena {
    public:
