@@ -34,7 +34,7 @@ from narrows.model.segments import Segment
 
 LENGTHS = {512: 5, 16_384: 5, 65_536: 3}
 """Tokens of a prompt, and how many runs each side gets."""
-FEWER = {16_384: {"transformers float32": 3}, 65_536: {"transformers float32": 1, "llama.cpp": 1}}
+FEWER = {16_384: {"transformers float32": 3}, 65_536: {"transformers float32": 0, "llama.cpp": 1}}
 """How many peers get whose run takes minutes, by the beginning of their names."""
 DECODED = 64
 
@@ -146,17 +146,21 @@ def table(medians: Mapping[int, Mapping[str, Speeds]], limits: Mapping[int, Mapp
     columns = [(kind, length) for kind in ("prefill", "decode") for length in medians]
 
     def speed(side: str) -> list[float]:
-        return [medians[length][side][kind] for kind, length in columns]
+        """0 where a side was not measured."""
+        return [medians[length].get(side, {}).get(kind, 0.0) for kind, length in columns]
 
     def times(side: str, *peers: str) -> list[str]:
         best = [max(found) for found in zip(*map(speed, peers), strict=True)]
-        return [f"{mine / theirs:.2f}" for mine, theirs in zip(speed(side), best, strict=True)]
+        return [f"{mine / theirs:.2f}" if theirs else "–" for mine, theirs in zip(speed(side), best, strict=True)]
+
+    def shown(found: float) -> str:
+        return "–" if not found else f"{found:,.0f}" if found >= 100 else f"{found:.1f}"
 
     def share(precision: Precision) -> list[str]:
         found = zip(speed(ours(precision, "network")), columns, strict=True)
         return [f"{mine / limits[at][precision]:.0%}" if kind == "decode" else "–" for mine, (kind, at) in found]
 
-    rows = [[side, *(f"{found:,.0f}" if found >= 100 else f"{found:.1f}" for found in speed(side))] for side in SIDES]
+    rows = [[side, *map(shown, speed(side))] for side in SIDES]
     for what in ("network", "engine"):
         official, bf16 = ours(Precision.OFFICIAL, what), ours(Precision.BF16, what)
         rows.append([f"{official}, × the better of llama.cpp", *times(official, Q8_0, BF16)])
@@ -176,7 +180,8 @@ def plot(medians: Mapping[int, Mapping[str, Speeds]], path: Path) -> None:
     for kind, axes in zip(("prefill", "decode"), figure.subplots(1, 2), strict=True):
         for side in SIDES:
             line = "-" if side.startswith("narrows") else "--"
-            axes.plot(lengths, [medians[length][side][kind] for length in lengths], line, marker="o", label=side)
+            known = [length for length in lengths if side in medians[length]]
+            axes.plot(known, [medians[length][side][kind] for length in known], line, marker="o", label=side)
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="tokens/s", title=kind)
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
         axes.minorticks_off()
@@ -186,7 +191,7 @@ def plot(medians: Mapping[int, Mapping[str, Speeds]], path: Path) -> None:
 
 
 def main() -> None:
-    """All runs, in turns; then the medians are recorded and plotted."""
+    """All runs, in turns."""
     runs: dict[int, dict[str, list[Speeds]]] = {length: {side: [] for side in SIDES} for length in LENGTHS}
     bandwidths = list[float]()
     with tempfile.TemporaryDirectory() as name:
@@ -200,11 +205,17 @@ def main() -> None:
                         continue
                     runs[length][side].append(run_side(side, folder, length))
                     print(length, side, runs[length][side][-1], flush=True)
+    keep(runs, bandwidths)
+
+
+def keep(runs: Mapping[int, Mapping[str, list[Speeds]]], bandwidths: list[float]) -> None:
+    """Record and plot the medians of all runs."""
     bandwidth = statistics.median(bandwidths)
     medians = {
         length: {
             side: {kind: statistics.median(run[kind] for run in found) for kind in found[0]}
             for side, found in sides.items()
+            if found
         }
         for length, sides in runs.items()
     }
