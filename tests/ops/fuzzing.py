@@ -206,7 +206,7 @@ def misaligned(tensor: Tensor) -> Tensor:
     if not size:
         return tensor
     memory = torch.zeros(size + 1, dtype=torch.uint8).numpy()
-    memory[1:] = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    memory[1:] = tensor.flatten().clone().view(torch.uint8).numpy()
     return torch.frombuffer(memory, dtype=tensor.dtype, offset=1).view(tensor.shape)
 
 
@@ -216,6 +216,9 @@ def refilled(tensor: Tensor, random: Random) -> Tensor:
     if not changed.numel():
         return changed
     flat = changed.view(-1)
+    if random.random() < 0.4 and not tensor.is_floating_point():
+        limits = torch.iinfo(tensor.dtype)
+        return changed.fill_(min(max(random.choice(INTEGERS), limits.min), limits.max))
     for _ in range(random.choice([1, 1, 3, 50])):
         place = random.randrange(len(flat))
         if tensor.is_floating_point():
@@ -232,7 +235,7 @@ TENSORS: list[Callable[[Tensor, Random], Any]] = [
     refilled,
     lambda t, _: t.double() if t.is_floating_point() else t.float(),
     lambda t, _: t.half() if t.is_floating_point() else t.to(torch.int16),
-    lambda t, _: t.view(torch.uint8) if t.dim() and t.shape[-1] else t,
+    lambda t, _: t.flatten().clone().view(torch.uint8).view(*t.shape[:-1], -1) if t.dim() and t.numel() else t,
     lambda t, _: t.repeat_interleave(2, dim=-1)[..., ::2] if t.dim() else t,
     lambda t, _: t.mT.contiguous().mT if t.dim() > 1 else t,
     lambda t, _: torch.cat((t, t[:1])) if t.dim() else t,
@@ -263,6 +266,8 @@ def other(value: Any, random: Random) -> Any:
             plain = (
                 value.device.type == "cpu" and not value.requires_grad and value.is_contiguous()
             )  # nearly as it came
+            if plain and value.dtype in (torch.int64, torch.int32) and random.random() < 0.5:
+                return refilled(value, random)
             return random.choice(TENSORS)(value, random) if plain else None
         case bool():
             return not value

@@ -4,6 +4,7 @@ instruction set, and the same bits however rows are put together."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -465,3 +466,78 @@ def test_what_is_read_of_the_streams_is_what_float64_reads(seed: int, rows: int,
         part = slice(begin, data.draw(st.integers(begin + 1, rows)))
         for alone, whole in zip(read(inputs[0][part]), together, strict=True):
             assert torch.equal(alone, whole[part])
+
+
+# -- arguments that do not fit --------------------------------------------------------------------------------------
+
+BIG = 2**63 - 1
+
+
+def a_search(visible: list[int], *, block: int = 4, shape: tuple[int, int] = (1, 1)) -> None:
+    rows, heads = shape
+    keys, table = torch.zeros(2, block, 16, dtype=torch.uint8), torch.tensor([[0, 1]], dtype=torch.int32)
+    index_topk(
+        *(torch.zeros(rows, heads, 8), torch.zeros(rows, heads), torch.tensor(visible), keys, table),
+        *(Plain(8, torch.bfloat16), 2, 1),
+    )
+
+
+def an_attention(
+    first: int = 0, last: int = 0, visible: list[int] | None = None, block: int = 1, chosen: int | None = None
+) -> None:
+    kernels.attention_stored(
+        *(torch.zeros(1, 1, 8), torch.zeros(1, 16, dtype=torch.uint8), torch.tensor([first]), torch.tensor([last])),
+        *(torch.tensor([[0, 1, 0]]), torch.zeros(1, block, 16, dtype=torch.uint8) if visible is not None else None),
+        *(
+            torch.zeros(1, 1, dtype=torch.int32),
+            torch.tensor(visible, dtype=torch.int64) if visible is not None else None,
+        ),
+        *(None if chosen is None else torch.zeros(1, chosen).long(), torch.zeros(1), ("bf16", 8, 0)),
+        torch.zeros(1, 1, 8),
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: a_search([9]), "a table as long"),
+        (lambda: a_search([BIG]), "a table as long"),
+        (lambda: a_search([-1]), "ascending"),
+        (lambda: a_search([2, 1], shape=(2, 1)), "ascending"),
+        (lambda: a_search([0], block=0), "at least one entry"),
+        (lambda: a_search([1], shape=(1, 257)), "1 to 256 heads"),
+        (lambda: an_attention(last=1), "rows of the window"),
+        (lambda: an_attention(first=-1), "rows of the window"),
+        (lambda: an_attention(first=5, last=-BIG), "rows of the window"),
+        (lambda: an_attention(visible=[2]), "a table as long"),
+        (lambda: an_attention(visible=[BIG]), "a table as long"),
+        (lambda: an_attention(visible=[0], block=0), "at least one entry"),
+        (lambda: an_attention(visible=[]), r"visible \[N\]"),
+        (lambda: an_attention(visible=[1], chosen=0), "selected"),
+        (lambda: kernels.Matrix("bf16", 2**32, 2**32, torch.empty(0).byte(), torch.empty(0).byte()), r"2\^48"),
+        (lambda: kernels.Matrix("fp8", 0, 1, torch.empty(0).byte(), torch.empty(0).byte()), "at least one row"),
+        (lambda: kernels.Matrix("mxfp4", 1, 33, torch.empty(0).byte(), torch.empty(0).byte()), "in 32s"),
+        (lambda: kernels.Matrix("int8", 1, 1, torch.empty(0).byte(), torch.empty(0).byte()), "no format int8"),
+        (
+            lambda: kernels.encode_rows(("fp4_keys", 48, 0), torch.zeros(0, 48), torch.zeros(0, 1).byte()),
+            "power of two",
+        ),
+        (lambda: kernels.encode_rows(("fp8_entries", 4, 6), torch.zeros(0, 4), torch.zeros(0, 1).byte()), "more RoPE"),
+        (lambda: linear(torch.zeros(1, 32), packed("fp8", 0, 1, 32), exact=True), "bf16 weights only"),
+        (lambda: linear(torch.zeros(1, 32), packed("fp8", 0, 1, 32), threads=0), "threads from 1"),
+        (lambda: linear(torch.zeros(1, 33), packed("fp8", 0, 1, 32)), "columns"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_numbers_that_lie_at_any_byte_are_refused(offset: int) -> None:
+    """Or read like others: but a loop that a compiler made may fault there."""
+    x = torch.frombuffer(bytearray(4 * 64 + offset), dtype=torch.float32, offset=offset).view(2, 32)
+    with pytest.raises(ValueError, match="x"):
+        linear(x, packed("bf16", 0, 70, 32))
+    with pytest.raises(ValueError, match="out"):
+        kernels.linear(torch.zeros(2, 32), bound(packed("bf16", 0, 32, 32)), False, 1, x)
