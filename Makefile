@@ -14,12 +14,13 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test soak bench tables format constraints clean
+.PHONY: help run test soak sanitize bench tables format constraints clean
 
 help:
 	@echo 'make run         complete a Python file with the embedded model; FILE=path.py:LINE for one of yours'
 	@echo 'make test        all that a change must pass: lint, format, types, layers, documents, tests'
 	@echo 'make soak        all tests with ten times the draws, and the long ones'
+	@echo 'make sanitize    the tests of native/ under AddressSanitizer and UBSan'
 	@echo 'make bench       run every benchmark, keep the figures in benchmarks/results, write the tables anew'
 	@echo 'make tables      write the tables in the documents from benchmarks/results'
 	@echo 'make format      let ruff mend what it can'
@@ -61,6 +62,9 @@ test: $(DEV)
 
 soak: $(DEV)
 	NARROWS_SOAK=1 $(PYTEST) -m '' --timeout 14400
+
+sanitize: $(DEV)
+	VENV='$(VENV)' tools/sanitize.sh
 
 bench: $(DEV)
 	@set -e; for file in benchmarks/bench_*.py; do \

@@ -226,7 +226,7 @@ def keep(runs: Mapping[int, Mapping[str, list[Speeds]]], bandwidths: list[float]
     plot(medians, RESULTS / "native.png")
     counts = ", ".join(f"{count} at {length:,}" for length, count in LENGTHS.items())
     fewer = "; ".join(
-        f"{name} {count} at {length:,}" for length, found in FEWER.items() for name, count in found.items()
+        f"{name} {count or 'none'} at {length:,}" for length, found in FEWER.items() for name, count in found.items()
     )
     record(
         "native",
