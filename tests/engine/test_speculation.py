@@ -80,7 +80,7 @@ def test_real_drafts_leave_the_text_as_it_is(drafts: int) -> None:
 
 
 def test_a_block_that_fails_ends_drafting_and_no_request(caplog: pytest.LogCaptureFixture) -> None:
-    core = Core(NETWORK, None, Limits(memory=1 << 24, slots=1))
+    core = Core(NETWORK, None, Limits(memory=1 << 24, slots=1, drafts=1))
     core.submit(Request((3, 4, 5), SamplingParameters(max_tokens=6, logit_bias={1: -100.0})))
 
     def fail(*_: object) -> None:
@@ -98,7 +98,7 @@ def test_a_guess_that_cannot_be_made_is_left_out(monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object, **__: object) -> int:
         raise NarrowsError("no")
 
-    core = Core(NETWORK, None, Limits(memory=1 << 24, slots=1))
+    core = Core(NETWORK, None, Limits(memory=1 << 24, slots=1, drafts=1))
     (sequence,) = core.submit(Request((3, 4, 5), SamplingParameters(max_tokens=6, logit_bias={1: -100.0})))
     monkeypatch.setattr(sequence.sampler, "guess", refuse)
     drawn = [event for _ in range(10) for event in core.step() if isinstance(event, Drawn)]

@@ -22,7 +22,7 @@ class Limits:
     slots: int = 16
     snapshot_every: int = 2048
     snapshot_share: float = 0.2
-    drafts: int = 1
+    drafts: int = 0
     draft_rate: float = 0.5
     policy: Policy = field(default_factory=Policy)
 
