@@ -429,6 +429,25 @@ def test_rows_that_share_a_block_may_choose_more_than_there_is(heads: int, entri
 
 
 @pytest.mark.usefixtures("instruction_set")
+@given(seed=seeds, count=st.integers(1, 3000), size=st.sampled_from((0.1, 10.0, 1e4)), tied=st.booleans())
+def test_what_sampling_asks_of_logits_is_what_float64_says(seed: int, count: int, size: float, tied: bool) -> None:
+    logits = normal(seed)(count).round() if tied else normal(seed)(count) * size
+    finite, largest, log_sum = kernels.summarize(logits)
+    assert finite
+    assert largest == int((logits == logits.max()).nonzero()[0])  # of equals the first
+    assert log_sum == pytest.approx(float(logits.double().logsumexp(-1)), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@given(count=st.integers(1, 100), data=st.data())
+def test_logits_that_are_not_finite_are_found_out(value: float, count: int, data: st.DataObject) -> None:
+    logits = torch.zeros(count)
+    logits[data.draw(st.integers(0, count - 1))] = value
+    assert not kernels.summarize(logits)[0]
+
+
+@pytest.mark.usefixtures("instruction_set")
 @given(seeds, st.integers(1, 40), st.integers(1, 70), st.sampled_from(["alone", "first", "overlapping"]))
 def test_a_window_is_compressed_as_float64_does(seed: int, tokens: int, dim: int, kind: str) -> None:
     draw = normal(seed)
