@@ -43,6 +43,10 @@ void run(const Product& p, std::int64_t item) {
     }
     // Kernels write from y[r] + first on.
     alignas(64) float results[ITEM_ROWS * WIDE_ROWS], others[ITEM_ROWS * WIDE_ROWS];
+    if (p.also && width < WIDE_ROWS) {  // all columns are gone through below
+        std::fill(results, results + count * WIDE_ROWS, 0.0f);
+        std::fill(others, others + count * WIDE_ROWS, 0.0f);
+    }
     for (std::int64_t r = 0; r < count; ++r) y[r] = results + r * WIDE_ROWS - first;
     multiply(*p.w, block, blocks, p, begin, count, y);
     if (p.also) {

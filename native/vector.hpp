@@ -19,6 +19,7 @@ constexpr int WIDTH = 4;
 
 typedef float Vec __attribute__((vector_size(4 * WIDTH)));
 typedef std::int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef std::uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
 typedef float Unaligned __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 inline Vec load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
@@ -62,9 +63,9 @@ inline Vec exponential(Vec x) {
     p = p * r + 1.66666657e-1f;
     p = p * r + 0.5f;
     p = p * (r * r) + r + 1.0f;
-    Ints bits;
+    Bits bits;  // unsigned: what is not a number leaves any bits here
     std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;
+    bits = (bits << 23) + 0x3f800000u;
     Vec scale;
     std::memcpy(&scale, &bits, sizeof scale);
     return p * scale;

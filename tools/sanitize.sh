@@ -28,4 +28,4 @@ cp "$build"/objects/_native*.so "$installed"
     tests/model/test_native_network.py
 LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
-    "$python" -m pytest -q -n 0 -p no:faulthandler "$@"
+    "$python" -m pytest -q -s -n 0 -p no:faulthandler "$@"
