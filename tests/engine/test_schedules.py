@@ -83,14 +83,14 @@ class Collector:
         raise AssertionError("the core never came to rest")
 
 
-def limits_for(case: Case, blocks: int, cache: Precision | None, **others: object) -> Limits:
+def limits_for(network: Forward, blocks: int, cache: Precision | None, **others: object) -> Limits:
     """Memory for so many blocks, beside the states and a few snapshots."""
     shape = PagedHistory(
-        case.config,
+        network.config,
         slots=0,
         blocks=0,
-        dtype=torch.float64,
-        precision=cache,
+        dtype=network.dtype,
+        precision=cache or network.cache,
         rollback=int(others.get("drafts", 1)),  # type: ignore[call-overload]
     )
     slots = int(others.get("slots", 3))  # type: ignore[call-overload]
@@ -98,9 +98,10 @@ def limits_for(case: Case, blocks: int, cache: Precision | None, **others: objec
     return Limits(memory=memory, snapshot_share=0.3, **others)  # type: ignore[arg-type]
 
 
-def alone(case: Case, network: Forward, request: Request, cache: Precision | None) -> list[Answer]:
+def alone(network: Forward, request: Request, cache: Precision | None) -> list[Answer]:
     """The same request in a core of its own."""
-    collector = Collector(Core(network, None, limits_for(case, 400, cache, slots=1, drafts=0), cache=cache))
+    limits = limits_for(network, 400, cache, slots=1, drafts=0)
+    collector = Collector(Core(network, None, limits, cache=cache))
     sequences = collector.submit(request)
     collector.finish()
     return [collector.answers[sequence] for sequence in sequences]
@@ -125,8 +126,8 @@ def requests_of(case: Case, random: Random) -> list[Request]:
     return made
 
 
-def for_kernels(case: Case, random: Random) -> tuple[Case, Precision]:
-    """The case with widths that the kernels and every precision take, and a precision."""
+def for_kernels(case: Case, random: Random) -> tuple[Case, Forward]:
+    """The case with widths that the kernels and every precision take, and its network on them in some precision."""
     widths = {
         "hidden_size": 64,
         "moe_intermediate_size": 32,
@@ -136,7 +137,20 @@ def for_kernels(case: Case, random: Random) -> tuple[Case, Precision]:
         "index_head_dim": 32,
         "hc_mult": 4,
     }
-    return replace(case, config=case.config.model_copy(update=widths)), random.choice(PRECISIONS)
+    case = replace(case, config=case.config.model_copy(update=widths))
+    return case, pack_network(case.network(torch.float32), random.choice(PRECISIONS))
+
+
+def assert_answered(answer: Answer, lone: Answer, cancelled: bool, tolerance: float) -> None:
+    """A sequence was answered as the one that ran alone; a cancelled one with the beginning of that."""
+    assert lone.reason in ("stop", "length")
+    if cancelled:
+        assert answer.reason == "cancelled"
+        assert answer.tokens == lone.tokens[: len(answer.tokens)]
+    else:
+        assert (answer.tokens, answer.reason) == (lone.tokens, lone.reason)
+    for ours, theirs in zip(answer.logprobs, lone.logprobs, strict=False):
+        assert abs(ours - theirs) <= tolerance * max(1.0, abs(theirs))
 
 
 def run_schedule(case: Case, *, on_kernels: bool = False) -> Core:
@@ -148,13 +162,11 @@ def run_schedule(case: Case, *, on_kernels: bool = False) -> Core:
     cache = random.choice((None, None, Precision.BF16, Precision.OFFICIAL))
     network: Forward
     if on_kernels:
-        case, precision = for_kernels(case, random)
-        network = pack_network(case.network(torch.float32), precision)
+        case, network = for_kernels(case, random)
     else:
         if cache is Precision.OFFICIAL:  # FP4 keys come in powers of two
             case = replace(case, config=case.config.model_copy(update={"index_head_dim": 32}))
         network = case.network()
-    tolerance = 0.0 if on_kernels else TOLERANCE
     wanted = requests_of(case, random)
     policy = Policy(rows=random.choice((3, 8, 64)), least=random.choice((1, 4)), patience=random.choice((2, 8, 32)))
     shape = PagedHistory(case.config, slots=0, blocks=0, dtype=torch.float64)
@@ -162,7 +174,7 @@ def run_schedule(case: Case, *, on_kernels: bool = False) -> Core:
     blocks = most + random.choice((0, 1, 5, 60))
     every = random.choice((1, 16, 2048))
     limits = limits_for(
-        case,
+        network,
         max(1, blocks),
         cache,
         slots=random.randint(1, 4),
@@ -176,7 +188,7 @@ def run_schedule(case: Case, *, on_kernels: bool = False) -> Core:
 
     if on_kernels:
         torch.set_num_threads(1)
-    future = {id(request): alone(case, network, request, cache) for request in wanted}
+    future = {id(request): alone(network, request, cache) for request in wanted}
     if on_kernels:
         torch.set_num_threads(random.choice((1, 2)))
 
@@ -215,15 +227,7 @@ def run_schedule(case: Case, *, on_kernels: bool = False) -> Core:
         collector.step()
     for request, sequences in submitted:
         for sequence, lone in zip(sequences, future[id(request)], strict=True):
-            answer = collector.answers[sequence]
-            assert lone.reason in ("stop", "length")
-            if sequence in cancelled:
-                assert answer.reason == "cancelled"
-                assert answer.tokens == lone.tokens[: len(answer.tokens)]
-            else:
-                assert (answer.tokens, answer.reason) == (lone.tokens, lone.reason)
-            for ours, theirs in zip(answer.logprobs, lone.logprobs, strict=False):
-                assert abs(ours - theirs) <= tolerance * max(1.0, abs(theirs))
+            assert_answered(collector.answers[sequence], lone, sequence in cancelled, 0.0 if on_kernels else TOLERANCE)
     if directory is not None:
         shutil.rmtree(directory)
     core = collector.core
@@ -262,7 +266,7 @@ def test_every_request_is_answered_as_if_it_were_alone() -> None:
 
 @pytest.mark.skipif(not native.available(), reason="narrows was installed without kernels")
 def test_on_the_kernels_it_is_answered_with_the_same_bits() -> None:
-    seen = dict.fromkeys(("drawn", "reused", "parked", "drafted", "accepted"), 0)
+    seen = dict.fromkeys(("drawn", "reused", "parked", "evicted", "drafted", "accepted"), 0)
     before = torch.get_num_threads()
 
     def check(case: Case) -> None:
