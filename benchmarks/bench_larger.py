@@ -50,7 +50,7 @@ def measure(path: Path, prefetch: bool | None) -> dict[str, Any]:
         prepared = Prepared(file, path)
     network = bind(prepared, prefetch=prefetch)
     length = PROMPT + WARM + MEASURED
-    history = PagedHistory(network.config, slots=1, blocks=length // 128 + 1, precision=network.precision)
+    history = PagedHistory(network.config, slots=1, blocks=length // 128 + 1, precision=network.cache)
     history.bind(0, range(length // 128 + 1))
     digest = hashlib.sha256()
 

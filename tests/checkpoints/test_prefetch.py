@@ -45,8 +45,8 @@ def network(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, memory: int | N
 
 def run(network: NativeNetwork) -> list[Tensor]:
     """A prompt, more of it, and single tokens -> the streams of all steps, the MTP block's, and logits."""
-    history = PagedHistory(network.config, slots=1, blocks=4, precision=network.precision)
-    draft = PagedHistory.for_mtp(network.config, slots=1, precision=network.precision)
+    history = PagedHistory(network.config, slots=1, blocks=4, precision=network.cache)
+    draft = PagedHistory.for_mtp(network.config, slots=1, precision=network.cache)
     history.bind(0, range(4))
     tokens = torch.randint(network.config.vocab_size, (180,), generator=torch.Generator().manual_seed(1))
     found = []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from narrows.ops.compress import compress
 from narrows.ops.hyper import hyper_pre
+from narrows.ops.native import row_format
 from narrows.ops.packed import Packed, pack, unpack
 from narrows.ops.quantize import quantize_fp8, quantize_mxfp4
 from narrows.ops.row_format import FP4Keys, FP8Entries, Plain, RowFormat
@@ -140,25 +141,15 @@ def test_what_is_not_finite_in_a_row_stays_in_it(rows: int, format: str, exact: 
 # -- stored rows ----------------------------------------------------------------------------------------------------
 
 
-def arguments(format: RowFormat) -> tuple[str, int, int]:
-    match format:
-        case FP8Entries():
-            return "fp8_entries", format.features, format.rope
-        case FP4Keys():
-            return "fp4_keys", format.features, 0
-        case _:
-            return ("bf16" if format.dtype == torch.bfloat16 else "float32"), format.width, 0
-
-
 def encode(format: RowFormat, rows: Tensor) -> Tensor:
     out = torch.full((len(rows), format.width * format.dtype.itemsize), 0xAA, dtype=torch.uint8)
-    kernels.encode_rows(arguments(format), rows, out)
+    kernels.encode_rows(row_format(format), rows, out)
     return out
 
 
 def decode(format: RowFormat, stored: Tensor, features: int) -> Tensor:
     out = torch.full((len(stored), features), 7.0)
-    kernels.decode_rows(arguments(format), stored, out)
+    kernels.decode_rows(row_format(format), stored, out)
     return out
 
 
@@ -319,7 +310,7 @@ def index_topk(
     splits: int,
 ) -> Tensor:
     out = torch.full((len(queries), k), -7)
-    kernels.index_topk(queries, weights, visible, keys, table, arguments(format), splits, out)
+    kernels.index_topk(queries, weights, visible, keys, table, row_format(format), splits, out)
     return out
 
 
@@ -377,7 +368,7 @@ def attend(scene: Scene, format: RowFormat, *, tile: int = 16) -> Tensor:
     kernels.attention_stored(
         *(q, format.encode(kv).view(torch.uint8), scene.first, scene.last, scene.cut(tile).spans),
         *(entries if most else None, scene.table.to(torch.int32), scene.visible if most else None),
-        *(scene.selected if most else None, sink, arguments(format), out),
+        *(scene.selected if most else None, sink, row_format(format), out),
     )
     return out
 

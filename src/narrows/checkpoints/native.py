@@ -12,12 +12,12 @@ from narrows.model.native_network import NativeNetwork, why_not
 from narrows.model.precision import Precision
 
 
-def load_native(directory: str | Path, precision: Precision | str, *, prefetch: bool | None = None) -> NativeNetwork:
+def load_native(directory: str | Path, precision: Precision | str) -> NativeNetwork:
     """The network that a directory describes, in `bf16`, `fp8` or `official`, its weights mapped from a file of them.
 
-    `prefetch`: see `bind`. UsageError where the kernels cannot run it; otherwise errors as from `prepare`.
+    UsageError where the kernels cannot run it; otherwise errors as from `prepare`.
     """
-    return bind(prepare(directory, precision), prefetch=prefetch)
+    return bind(prepare(directory, precision))
 
 
 def bind(prepared: Prepared, *, prefetch: bool | None = None) -> NativeNetwork:

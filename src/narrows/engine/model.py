@@ -239,7 +239,7 @@ def _network(directory: Path, config: ModelConfig, precision: str | None, device
     reason = why_not(config)
     if reason is None:
         return load_native(directory, wanted)
-    _log.warning("The kernels cannot run this model (%s): PyTorch does, exactly as they would, and slower.", reason)
+    _log.warning("The kernels cannot run this model (%s): PyTorch does, rounding as they would, and slower.", reason)
     return load_reference(directory, wanted)
 
 

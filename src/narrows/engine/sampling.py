@@ -61,9 +61,7 @@ class Sampler:
     def draw(self, logits: Tensor, mask: Tensor | None = None) -> Sampled:
         """The next token, from logits [V]; `mask` [V]: what a constraint allows. Errors as in `distribution`."""
         summary = summarize(logits)
-        if not summary.finite:
-            raise _not_finite()
-        if self._unchanged and mask is None and self.parameters.temperature == 0:
+        if summary.finite and self._unchanged and mask is None and self.parameters.temperature == 0:
             return self._report(summary.largest, logits, summary)
         return self._report(self._choose(logits, mask, self._generator), logits, summary)
 
@@ -123,7 +121,10 @@ class Sampler:
     def _scores(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """Logits [V] after penalties, bias and mask, float64."""
         if not bool(logits.isfinite().all()):
-            raise _not_finite()
+            raise NarrowsError(
+                "the model's logits are not finite; its weights are damaged, or too large for this precision: choose "
+                "float32, or restore them."
+            )
         scores = logits.detach().to("cpu", torch.float64, copy=True)
         if self._penalises:
             factor = self.parameters.repetition_penalty
@@ -149,13 +150,6 @@ class Sampler:
         if parameters.min_p > 0:
             kept = min(kept, int((probabilities >= parameters.min_p * probabilities.max()).sum()))
         return kept
-
-
-def _not_finite() -> NarrowsError:
-    return NarrowsError(
-        "the model's logits are not finite; its weights are damaged, or too large for this precision: choose float32, "
-        "or restore them."
-    )
 
 
 def _nucleus(probabilities: Tensor, among: int, share: float) -> int:

@@ -20,7 +20,6 @@ from narrows.model.precision import Precision
 from narrows.model.segments import Segment, frequencies
 from narrows.ops import native
 from narrows.ops.packed import Packed
-from narrows.ops.row_format import FP4Keys, FP8Entries, RowFormat
 
 _KINDS = {LayerKind.SLIDING: "sliding", LayerKind.CSA: "csa", LayerKind.HCA: "hca"}
 _SIZES = (
@@ -61,7 +60,7 @@ class Prefetched(NamedTuple):
 
 
 class NativeNetwork:
-    """Called like `Network`, on a CPU, for inference. `dtype` is that of its streams."""
+    """Called like `Network`, on a CPU, for inference. `dtype` is that of its streams, `cache` its precision."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -85,8 +84,7 @@ class NativeNetwork:
         reason = why_not(config)
         if reason is not None:
             raise ValueError(f"the kernels cannot run this network: {reason}")
-        self.config, self.precision, self._fingerprint = config, precision, fingerprint
-        self.cache = precision
+        self.config, self.cache, self._fingerprint = config, precision, fingerprint
         self.parameter_count = sum(packed.rows * packed.columns for packed in matrices.values()) + sum(
             array.numel() for array in arrays.values() if array.is_floating_point()
         )
@@ -145,7 +143,7 @@ class NativeNetwork:
 
     def fingerprint(self) -> str:
         """Its weights' name, and its precision."""
-        return f"{self.precision} {self._fingerprint}"
+        return f"{self.cache} {self._fingerprint}"
 
     def _logits(self, streams: Tensor, *, draft: bool) -> Tensor:
         out = torch.empty(len(streams), self.config.vocab_size)
@@ -180,7 +178,7 @@ def _under_way(segments: Sequence[Segment], history: PagedMemory) -> Iterator[An
 
 def _memory(history: PagedMemory) -> Any:
     """A history's memory, bound once."""
-    found = _bound.get(history)
+    found = _memories.get(history)
     if found is None:
         layers = sorted({layer for layer, _ in history.recent})
         entry = history.layout.recent[layers[0], "window"].format
@@ -195,26 +193,18 @@ def _memory(history: PagedMemory) -> Any:
             )
             for layer in layers
         ]
-        found = native.kernels.History(parts, _format(entry), _format(keys[0] if keys else entry), history.tables)
-        _bound[history] = found
+        found = native.kernels.History(
+            parts, native.row_format(entry), native.row_format(keys[0] if keys else entry), history.tables
+        )
+        _memories[history] = found
     return found
 
 
-_bound: WeakKeyDictionary[PagedMemory, Any] = WeakKeyDictionary()
+_memories: WeakKeyDictionary[PagedMemory, Any] = WeakKeyDictionary()
 
 
 def _bytes(memory: Tensor | None) -> Tensor | None:
     return None if memory is None else memory.view(torch.uint8)
-
-
-def _format(stored: RowFormat) -> tuple[str, int, int]:
-    match stored:
-        case FP8Entries():
-            return "fp8_entries", stored.features, stored.rope
-        case FP4Keys():
-            return "fp4_keys", stored.features, 0
-        case _:
-            return ("bf16" if stored.dtype == torch.bfloat16 else "float32"), stored.width, 0
 
 
 def _table(segments: Sequence[Segment]) -> Tensor:

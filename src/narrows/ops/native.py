@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from narrows.ops.row_format import FP4Keys, FP8Entries, RowFormat
+
 try:
     from narrows.ops import _native as kernels
 except ImportError:  # installed without a compiler: the references do all the work
     kernels = None  # type: ignore[assignment]
 
-__all__ = ["available", "kernels", "plain", "result_like", "rows", "serves"]
+__all__ = ["available", "kernels", "plain", "result_like", "row_format", "rows", "serves"]
 
 
 def available() -> bool:
@@ -36,6 +38,17 @@ def plain(tensor: Tensor) -> Tensor:
 def result_like(tensor: Tensor) -> Tensor:
     """Room for a kernel's result of this shape: float32, contiguous."""
     return torch.empty(tensor.shape, dtype=torch.float32)
+
+
+def row_format(stored: RowFormat) -> tuple[str, int, int]:
+    """How kernels are told of a history's row format: its name, its features, and how many of them are RoPE's."""
+    match stored:
+        case FP8Entries():
+            return "fp8_entries", stored.features, stored.rope
+        case FP4Keys():
+            return "fp4_keys", stored.features, 0
+        case _:
+            return ("bf16" if stored.dtype == torch.bfloat16 else "float32"), stored.width, 0
 
 
 def rows(tensor: Tensor) -> Tensor:
