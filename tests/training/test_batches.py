@@ -77,6 +77,24 @@ def test_a_reader_can_go_on_where_another_stopped(read: int, fim_rate: float) ->
         assert torch.equal(mine.targets, its.targets)
 
 
+@pytest.mark.parametrize("processes", [1, 3])
+def test_samples_made_ahead_are_the_same_ones(processes: int) -> None:
+    def reader(processes: int) -> TrainingBatches:
+        return TrainingBatches(STREAM, length=40, rows=100, fim_rate=0.5, seeds=(3,), processes=processes)
+
+    plain, ahead = reader(0), reader(processes)
+    try:
+        for start in ((0, 0), (0, 5), (2, 1)):
+            plain.seek(*start)
+            ahead.seek(*start)
+            for _ in range(30):
+                mine, its = plain.next(), ahead.next()
+                assert (plain.epoch, plain.position) == (ahead.epoch, ahead.position)
+                assert torch.equal(mine.targets, its.targets)
+    finally:
+        ahead.close()
+
+
 @pytest.mark.parametrize("layout", ["psm", "spm"])
 @given(text=st.text(max_size=300), seed=st.integers(0, 1000))
 def test_a_fim_sample_is_its_text_rearranged(text: str, seed: int, layout: Layout) -> None:

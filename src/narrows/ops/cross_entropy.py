@@ -36,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=dtype, device=x.device)
         by_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         by_weight = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
-        rows = max(_LEAST_ROWS, within_budget(4 * weight.shape[0]))
+        rows = max(_LEAST_ROWS, within_budget(4 * weight.shape[0], x.device))
         buffer = x.new_empty(min(rows, x.shape[0]), weight.shape[0])
         for start in range(0, x.shape[0], rows):
             part = slice(start, start + rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,6 +68,9 @@ class _Sinkhorn(torch.autograd.Function):
             result = native.result_like(logits)
             native.kernels.sinkhorn(native.plain(logits), iterations, eps, result)
             return result.to(logits.dtype)
+        on_gpu = _gpu_sinkhorn(logits)
+        if on_gpu is not None:
+            return on_gpu.sinkhorn(logits, iterations, eps)
         matrix = _softmax(logits) + eps
         for step in range(2 * iterations - 1):
             matrix.mul_(_inverse_sums(matrix, step, eps))
@@ -82,6 +86,9 @@ class _Sinkhorn(torch.autograd.Function):
                 native.plain(logits), ctx.iterations, ctx.eps, native.plain(gradient), by_logits
             )
             return by_logits.to(logits.dtype), None, None
+        on_gpu = _gpu_sinkhorn(logits, gradient)
+        if on_gpu is not None:
+            return on_gpu.sinkhorn_gradient(logits, ctx.iterations, ctx.eps, gradient), None, None
         softmax = _softmax(logits)
         matrix, steps = softmax + ctx.eps, []
         for step in range(2 * ctx.iterations - 1):
@@ -96,6 +103,24 @@ class _Sinkhorn(torch.autograd.Function):
         along = torch.mul(gradient, softmax, out=scratch).sum(dim=1, keepdim=True)
         gradient.sub_(along).mul_(softmax)
         return gradient.permute(2, 0, 1).contiguous(), None, None
+
+
+def _gpu_sinkhorn(*tensors: Tensor) -> Any:
+    """The module of kernels that serves these tensors on a GPU, if there is one."""
+    if not all(tensor.is_cuda for tensor in tensors):
+        return None
+    kernels = _triton()
+    return kernels if kernels is not None and kernels.serves(*tensors) else None
+
+
+@cache
+def _triton() -> Any:
+    """sinkhorn_triton.py; None where PyTorch came without Triton."""
+    try:
+        from narrows.ops import sinkhorn_triton
+    except ImportError:
+        return None
+    return sinkhorn_triton
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from narrows.ops.dtypes import through_bf16, wide
 from narrows.ops.pages import Pages
-from narrows.ops.tiles import CACHED, ELEMENT_BUDGET, Tiles
+from narrows.ops.tiles import CACHED, Tiles, element_budget
 from narrows.ops.topk import top_k
 
 
@@ -37,7 +37,7 @@ def index_topk(
     if rounds_queries:
         queries = through_bf16(queries)
     dtype = wide(queries.dtype)
-    budget = 2 * CACHED if queries.device.type == "cpu" else ELEMENT_BUDGET
+    budget = 2 * CACHED if queries.device.type == "cpu" else element_budget(queries.device)
 
     def block(size: int) -> int:
         """Entries read at a time by a tile of `size` rows."""

@@ -9,16 +9,23 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# The most elements that one intermediate of attention, indexer or loss may have: 64 MB of float32.
+# The most elements that one intermediate of attention, indexer or loss may have on a CPU: 64 MB of float32.
 ELEMENT_BUDGET = 1 << 24
+# An accelerator may have so many times more: it waits for every launch.
+_ACCELERATED = 8
 
 # On a CPU what fits the cache is passed over faster than what does not: 2 MB of float32.
 CACHED = 1 << 19
 
 
-def within_budget(elements_each: int) -> int:
-    """How many things of so many elements stay within the element budget; one at least."""
-    return max(1, ELEMENT_BUDGET // max(1, elements_each))
+def element_budget(device: torch.device) -> int:
+    """The most elements of one intermediate there."""
+    return ELEMENT_BUDGET if device.type == "cpu" else _ACCELERATED * ELEMENT_BUDGET
+
+
+def within_budget(elements_each: int, device: torch.device) -> int:
+    """How many things of so many elements stay within the device's element budget; one at least."""
+    return max(1, element_budget(device) // max(1, elements_each))
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,13 @@ class Tiles:
         `elements` says how many elements a tile of so many rows needs. Where one tile needs too many it is split; a
         single row is not.
         """
+        budget = element_budget(self.slots.device)
+        most = min(budget, CACHED) if self.slots.device.type == "cpu" else budget
         for run in self.runs:
             length = run.rows.shape[1]
             sizes = [size for size in range(length, 0, -1) if length % size == 0]
-            size = next((size for size in sizes if elements(size) <= ELEMENT_BUDGET), 1)
+            size = next((size for size in sizes if elements(size) <= budget), 1)
             cut = run if size == length else run.split(size)
-            most = min(ELEMENT_BUDGET, CACHED) if run.rows.device.type == "cpu" else ELEMENT_BUDGET
             step = max(1, most // max(1, elements(size)))
             for start in range(0, cut.rows.shape[0], step):
                 part = slice(start, start + step)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from narrows.model.segments import Segment
 from narrows.ops.cross_entropy import IGNORED
 from narrows.text.fim import Layout
+from narrows.training.ahead import Ahead
 from narrows.training.samples import TokenStream, fim_sample
+
+Sample = Sequence[int] | NDArray[np.int64]
+"""Token ids of one text, as they follow each other."""
+
+AnySample = TypeVar("AnySample", bound=Sample)
+
+_TOGETHER = 8  # samples that are made at a time
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,9 @@ class Batch:
         return type(self)(tokens, positions, self.segments, targets, second_targets)
 
 
-def pack(samples: Sequence[Sequence[int]]) -> Batch:
+def pack(samples: Sequence[Sample]) -> Batch:
     """One batch of `samples`, each of two tokens at least; a sample of n + 1 tokens becomes n rows."""
-    arrays = [torch.tensor(sample, dtype=torch.int64) for sample in samples]
+    arrays = [torch.as_tensor(sample, dtype=torch.int64) for sample in samples]
     end = torch.tensor([IGNORED])
     return Batch(
         tokens=torch.cat([array[:-1] for array in arrays]),
@@ -54,9 +63,9 @@ def pack(samples: Sequence[Sequence[int]]) -> Batch:
     )
 
 
-def packed(samples: Iterator[list[int]], rows: int) -> Iterator[list[list[int]]]:
+def packed(samples: Iterable[AnySample], rows: int) -> Iterator[list[AnySample]]:
     """`samples` in groups of at most `rows` rows (one sample at least)."""
-    waiting: list[list[int]] = []
+    waiting: list[AnySample] = []
     size = 0
     for sample in samples:
         if waiting and size + len(sample) - 1 > rows:
@@ -83,11 +92,14 @@ class TrainingBatches:
         fim_rate: float,
         seeds: tuple[int, ...],
         fim_layout: Layout = "psm",
+        processes: int = 0,
     ) -> None:
-        """`length`: most rows of a sample; `rows`: most rows of a batch; `fim_rate`: share of samples turned to FIM."""
+        """`length`: most rows of a sample; `rows`: most rows of a batch; `fim_rate`: share of samples turned to FIM;
+        `processes`: how many of them make samples ahead (0: they are made when they are asked for)."""
         self._stream, self._length, self._rows = stream, length, rows
         self._fim_rate, self._fim_layout = fim_rate, fim_layout
         self._seeds = seeds
+        self._ahead = Ahead(self._arrange, processes) if processes else None
         self.seek(0, 0)
 
     def seek(self, epoch: int, position: int) -> None:
@@ -95,22 +107,40 @@ class TrainingBatches:
         self.epoch, self.position = epoch, position
         random = np.random.default_rng((*self._seeds, epoch))
         self._pieces = random.permutation(self._stream.cut(self._length, random), axis=0)
+        self._groups = packed(self._samples(), self._rows)
 
     def next(self) -> Batch:
         """The next samples, as many as fit into a batch (one at least)."""
-        samples = next(packed(self._samples(), self._rows))
+        if self.position == len(self._pieces):
+            self.seek(self.epoch + 1, 0)
+        samples = next(self._groups)
         self.position += len(samples)
         return pack(samples)
 
-    def _samples(self) -> Iterator[list[int]]:
-        """From where the reader stands on; it stands still until `next` has taken some."""
-        if self.position == len(self._pieces):
-            self.seek(self.epoch + 1, 0)
-        for position in range(self.position, len(self._pieces)):
-            random = np.random.default_rng((*self._seeds, self.epoch, position))
-            start, end = self._pieces[position].tolist()
+    def close(self) -> None:
+        """End the processes, if there are any."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def _samples(self) -> Iterator[NDArray[np.int64]]:
+        """The epoch's, from where the reader stands on."""
+        parts = (range(start, start + _TOGETHER) for start in range(self.position, len(self._pieces), _TOGETHER))
+        numbered = ((self.epoch, part.start, self._pieces[part.start : part.stop]) for part in parts)
+        arranged = map(self._arrange, numbered) if self._ahead is None else self._ahead.map(numbered)
+        for samples in arranged:
+            yield from samples
+
+    def _arrange(self, numbered: tuple[int, int, NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """The samples of some pieces of an epoch, the first of which has this number."""
+        epoch, first, pieces = numbered
+        samples = []
+        for position, (start, end) in enumerate(pieces.tolist(), first):
+            random = np.random.default_rng((*self._seeds, epoch, position))
             tokens = self._stream.tokens[start:end].tolist()
+            tokenizer = self._stream.tokenizer
             if random.random() < self._fim_rate:
-                yield fim_sample(self._stream.tokenizer, tokens, self._length + 1, random, self._fim_layout)
+                tokens = fim_sample(tokenizer, tokens, self._length + 1, random, self._fim_layout)
             else:
-                yield [self._stream.tokenizer.bos_id, *tokens]
+                tokens = [tokenizer.bos_id, *tokens]
+            samples.append(np.array(tokens, dtype=np.int64))
+        return samples

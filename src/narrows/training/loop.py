@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -35,6 +36,7 @@ from narrows.training.state import load_state, save_state
 
 _MOST_SKIPPED_IN_A_ROW = 10
 _NORM_MEMORY = 0.95  # of the running mean that tells a spike
+_BUSY_CORES = 2  # that drive an accelerator; the others make samples
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -89,6 +91,8 @@ class Run:
             while progress.step < last:
                 number, stage = recipe.stage_at(progress.step)
                 if batches is None or number != current:
+                    if batches is not None:
+                        batches.close()
                     batches = self._batches(stream, number, stage)
                     if current is None:
                         batches.seek(progress.epoch, progress.position)
@@ -122,6 +126,8 @@ class Run:
                 if ends or progress.step == last or time.monotonic() - saved_at > recipe.seconds_between_checkpoints:
                     self._save()
                     saved_at = time.monotonic()
+            if batches is not None:
+                batches.close()
             measured = self._evaluate(held_out)
             journal.record(progress.step, held_out_bits_per_byte=measured)  # taken back by the next start
             trained = "trained" if progress.step == recipe.steps else f"stopped behind step {progress.step}"
@@ -146,6 +152,7 @@ class Run:
             fim_rate=self.recipe.fim_rate,
             fim_layout=self.network.config.fim_layout,
             seeds=(self.recipe.seed, number),
+            processes=0 if self.device.type == "cpu" else max(1, (os.cpu_count() or 1) - _BUSY_CORES),
         )
 
     def _enter(self, stage: Stage) -> None:

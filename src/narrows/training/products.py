@@ -1,4 +1,4 @@
-"""Which units of the CPU multiply float32 matrices."""
+"""Which units of a CPU or GPU multiply float32 matrices."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ import torch
 
 @contextmanager
 def fast_products(wanted: bool) -> Iterator[None]:
-    """Within, products of float32 matrices may be taken in BF16 where the CPU is faster with it; sums stay float32.
+    """Within, products of float32 matrices may be taken with shorter factors where that is faster; sums stay float32.
 
-    That is so with AMX. Other CPUs get oneDNN's float32 products, which on some are twice as fast as PyTorch's
-    ordinary ones.
+    BF16 on CPUs with AMX (others get oneDNN's float32 products, which on some are twice as fast as PyTorch's
+    ordinary ones), TF32 on NVIDIA's GPUs.
     """
-    mkldnn: Any = torch.backends.mkldnn
-    if not wanted or not mkldnn.is_available():
-        yield
-        return
-    matmul = mkldnn.matmul
-    before = matmul.fp32_precision  # which may be inherited, and is this setting's own afterwards
-    matmul.fp32_precision = "bf16"
+    backends: Any = torch.backends
+    precisions = [(backends.cuda.matmul, "tf32")]
+    if backends.mkldnn.is_available():
+        precisions.append((backends.mkldnn.matmul, "bf16"))
+    if not wanted:
+        precisions = []
+    # What was set before may be inherited, and is each setting's own afterwards.
+    before = [(matmul, matmul.fp32_precision) for matmul, _ in precisions]
+    for matmul, precision in precisions:
+        matmul.fp32_precision = precision
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        for matmul, precision in before:
+            matmul.fp32_precision = precision

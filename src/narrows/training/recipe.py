@@ -74,7 +74,7 @@ class Recipe(_Table):
     """One training run. Paths are relative to the recipe's file.
 
     `dtype` is what the network holds and computes in. `fast_products`: float32 matrices may be multiplied by whatever
-    the CPU is fastest with, which is BF16 where it has units for that.
+    the machine is fastest with, which is BF16 or TF32 where it has units for that.
     """
 
     format: Literal[1]
