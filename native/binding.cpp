@@ -281,7 +281,7 @@ History::History(nb::list layers, const FormatArguments& entries, const FormatAr
                     "recent rows [slots, capacity, bytes]");
             return {array.data(), static_cast<std::int64_t>(array.shape(1)), static_cast<std::int64_t>(array.shape(2))};
         };
-        const auto pool = [&](std::size_t i, const char* name) -> Pool {
+        const auto pool = [&](std::size_t i, const char* name) -> Blocks {
             if (parts[i].is_none()) return {};
             const auto array = memory(i, name);
             return {array.data(), static_cast<std::int64_t>(array.shape(0)), static_cast<std::int64_t>(array.shape(1)),

@@ -100,7 +100,7 @@ void linear(In2 x, const Matrix& matrix, bool exact, int threads, Out2 out) {
         inputs.rounded = rounded.data();
     }
     const Product product{&w, inputs, rows, out.data(), w.rows};
-    together(threads, [&](Team& team) { products(team, &product, 1); });
+    together(Turn(), threads, [&](Team& team) { products(team, &product, 1); });
 }
 
 void encode_rows(const FormatArguments& format, In2 rows, Bytes2 out) {

@@ -122,7 +122,7 @@ void BoundNetwork::check(const std::int64_t* tokens, const std::vector<StepSegme
             if (!r.base || r.bytes != bytes || r.capacity < kept) refuse("recent rows of the history do not fit");
         };
         ring(past.window, history.entry_format.bytes(), config.window - 1);
-        const auto pool = [&](const Pool& p, std::int64_t bytes, std::int64_t ratio) {
+        const auto pool = [&](const Blocks& p, std::int64_t bytes, std::int64_t ratio) {
             if (!p.base || p.bytes != bytes || p.block < 1) refuse("entries of the history do not fit");
             for (const StepSegment& segment : segments) {
                 const std::int64_t entries = (segment.past + segment.rows) / ratio;
@@ -150,14 +150,14 @@ void BoundNetwork::step(const std::int64_t* tokens, const std::vector<StepSegmen
     std::vector<const Layer*> run;
     for (const Layer& layer : layers) run.push_back(&layer);
     check(tokens, segments, history, run);
-    std::lock_guard<std::mutex> turn(turn_);
+    const Turn turn;
     const StepPlan plan(config, segments, queries_together(config));
     const std::int64_t splits = splits_of(plan, threads), d = config.hidden;
     LaidOut laid_out(*workspace_, config, plan, history, splits, threads);
     const LayerStep layer_step(*this, plan, history, tokens, laid_out.memory, splits);
     workspace_->expert_work.reserve(2 * (config.experts + 1));
     if (prefetch) prefetch->begin(tokens, plan.rows);
-    together(threads, [&](Team& team) {
+    together(turn, threads, [&](Team& team) {
         if (prefetch) prefetch->known(team);
         layer_step.angles(team);
         const RowFormat row{Storing::BF16, d, 0};
@@ -176,7 +176,7 @@ void BoundNetwork::draft_step(const std::int64_t* next_tokens, const std::vector
     if (drafts.empty()) refuse("this network has no MTP block");
     const Draft& draft = drafts[0];
     check(next_tokens, segments, history, {&draft.block});
-    std::lock_guard<std::mutex> turn(turn_);
+    const Turn turn;
     const StepPlan plan(config, segments, queries_together(config));
     const std::int64_t splits = splits_of(plan, threads), d = config.hidden, padded = padded_columns(d), N = plan.rows;
     LaidOut laid_out(*workspace_, config, plan, history, splits, threads);
@@ -184,7 +184,7 @@ void BoundNetwork::draft_step(const std::int64_t* next_tokens, const std::vector
     workspace_->expert_work.reserve(2 * (config.experts + 1));
     std::vector<std::uint16_t> embedded(N * padded), normed(N * STREAMS * padded);
     std::vector<float> projected(N * d), row(threads * d);
-    together(threads, [&](Team& team) {
+    together(turn, threads, [&](Team& team) {
         layer_step.angles(team);
         const RowFormat format{Storing::BF16, d, 0};
         team.each(N * (STREAMS + 1), [&](std::int64_t i) {
@@ -215,7 +215,7 @@ void BoundNetwork::logits(const float* streams, std::int64_t rows, bool draft, i
     const std::int64_t d = config.hidden, padded = padded_columns(d);
     std::vector<std::uint16_t> rounded(rows * padded);
     std::vector<float> row(threads * d);
-    together(threads, [&](Team& team) {
+    together(Turn(), threads, [&](Team& team) {
         team.each(rows, [&](std::int64_t n) {
             float* x = row.data() + team.index() * d;
             k().hyper_head_row(streams + n * STREAMS * d, from.hyper.fn, from.hyper.base, from.hyper.scale[0],

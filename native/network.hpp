@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "kernels.hpp"
@@ -85,7 +84,7 @@ struct Ring {
 };
 
 // Entries in blocks of `block`.
-struct Pool {
+struct Blocks {
     std::uint8_t* base = nullptr;
     std::int64_t blocks = 0, block = 0, bytes = 0;
 
@@ -96,7 +95,7 @@ struct Pool {
 
 struct LayerHistory {
     Ring window, compressor, indexer;
-    Pool entries, keys;
+    Blocks entries, keys;
 };
 
 struct HistoryView {
@@ -143,8 +142,7 @@ class BoundNetwork {
     void check(const std::int64_t* tokens, const std::vector<StepSegment>& segments, const HistoryView& history,
                const std::vector<const Layer*>& run) const;
 
-    std::mutex turn_;
-    Workspace* workspace_;
+    Workspace* workspace_;  // used by whose turn it is (team.hpp)
 };
 
 }  // namespace narrows

@@ -116,7 +116,7 @@ class LayerStep {
     void read_streams(Team& team, const Hyper& hyper, const float* norm, const float* streams) const;
     void attend(Team& team, const Layer& layer, const LayerHistory& past) const;
     void finish_rows(Team& team, const Layer& layer, const LayerHistory& past) const;
-    void compress(const Compressor& compressor, const float* inputs, const Ring& ring, const Pool& pool,
+    void compress(const Compressor& compressor, const float* inputs, const Ring& ring, const Blocks& pool,
                   const RowFormat& format, const CompletedWindow& window, char* memory) const;
     void attend_together(Team& team, const Attention& a, const float* const* angles) const;
     void finish_query(const float* const* angles, std::int64_t row, std::int64_t head) const;

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::int64_t MOST_SHARING = 16;  // rows that share a block where each selects few of many entries
 
-IndexSearch search_of(const NetworkConfig& c, const HistoryView& history, const Pool& keys) {
+IndexSearch search_of(const NetworkConfig& c, const HistoryView& history, const Blocks& keys) {
     return {c.index_heads, c.index_dim, c.topk, history.key_format, keys.base, keys.block};
 }
 
@@ -69,7 +69,7 @@ std::int64_t scratch_bytes(const NetworkConfig& c, const StepPlan& plan, const H
     return std::max(bytes, compressed) + 256;
 }
 
-void LayerStep::compress(const Compressor& compressor, const float* inputs, const Ring& ring, const Pool& pool,
+void LayerStep::compress(const Compressor& compressor, const float* inputs, const Ring& ring, const Blocks& pool,
                          const RowFormat& format, const CompletedWindow& window, char* memory) const {
     const StepSegment& segment = plan.segments[window.segment];
     const std::int64_t width = 2 * compressor.width(), ratio = compressor.ratio, pairs = c.rope / 2;

@@ -1,13 +1,14 @@
 #include "team.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
-#include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -56,12 +57,10 @@ constexpr auto SPIN_BETWEEN = std::chrono::microseconds(300);
 
 class Pool {
    public:
+    std::mutex turn;
+
     void run(int threads, const std::function<void(Team&)>& work) {
-        std::lock_guard<std::mutex> turn(turn_);
         threads = make(std::clamp(threads, 1, MOST_THREADS) - 1) + 1;
-        arrived_.store(0, std::memory_order_relaxed);
-        counter_.store(0, std::memory_order_relaxed);
-        members_.store(threads, std::memory_order_relaxed);
         if (threads > 1) {
             work_ = &work;
             {
@@ -69,16 +68,18 @@ class Pool {
                 const std::uint64_t number = job_.load(std::memory_order_relaxed) / MEMBERS + 1;
                 job_.store(number * MEMBERS + threads, std::memory_order_release);
             }
-            if (sleeping_.load(std::memory_order_acquire)) wake_.notify_all();
+            for (int i = 0; i < threads - 1; ++i)
+                if (workers_[i].sleeps) workers_[i].wake.notify_one();
         }
         Team team(*this, 0, threads);
         work(team);
         if (threads > 1) team.barrier();  // nobody still reads `work`
     }
 
-    void meet() {
+    // `members` is the caller's own count: once the last of them is here, the next job may begin before others look.
+    void meet(int members) {
         const std::uint32_t before = generation_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_.load(std::memory_order_relaxed)) {
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
             counter_.store(0, std::memory_order_relaxed);
             arrived_.store(0, std::memory_order_relaxed);
             // In one order with who goes to sleep: either it sees the next generation, or it is seen and woken.
@@ -103,63 +104,75 @@ class Pool {
     std::int64_t next() { return counter_.fetch_add(1, std::memory_order_relaxed); }
 
    private:
+    struct Worker {
+        std::condition_variable wake;
+        std::atomic<bool> sleeps{false};
+    };
+
     // Sees to it that there are so many threads beside the caller; fewer where the system gives no more -> how many.
     int make(int workers) {
         // A thread joins with the job that is current when it is made, and waits for the next.
-        try {
-            for (; workers_ < workers; ++workers_)
-                std::thread(&Pool::serve, this, workers_ + 1, job_.load(std::memory_order_acquire)).detach();
-        } catch (const std::system_error&) {
+        while (static_cast<int>(workers_.size()) < workers) {
+            const int index = static_cast<int>(workers_.size()) + 1;
+            workers_.emplace_back();
+            try {
+                std::thread(&Pool::serve, this, &workers_.back(), index, job_.load(std::memory_order_acquire)).detach();
+            } catch (const std::system_error&) {
+                workers_.pop_back();
+                break;
+            }
         }
-        return std::min(workers, workers_);
+        return std::min(workers, static_cast<int>(workers_.size()));
     }
 
-    void serve(int index, std::uint64_t seen) {
+    void serve(Worker* self, int index, std::uint64_t seen) {
         for (;;) {
-            seen = wait(seen);
-            // Who is not needed for a job only takes note of it.
+            seen = wait(*self, index, seen);
             const int members = static_cast<int>(seen % MEMBERS);
-            if (index >= members) continue;
             Team team(*this, index, members);
             (*work_)(team);
             team.barrier();
         }
     }
 
-    std::uint64_t wait(std::uint64_t seen) {
+    // -> the next job behind `seen` that this worker is a member of.
+    std::uint64_t wait(Worker& self, int index, std::uint64_t seen) {
+        const auto mine = [&](std::uint64_t job) { return job != seen && index < static_cast<int>(job % MEMBERS); };
         const auto until = std::chrono::steady_clock::now() + SPIN_BETWEEN;
         for (;;) {
-            for (int spins = 0; spins < 64; ++spins) {
-                const std::uint64_t job = job_.load(std::memory_order_acquire);
-                if (job != seen) return job;
+            std::uint64_t job = seen;
+            for (int spins = 0; spins < 64 && job == seen; ++spins) {
+                job = job_.load(std::memory_order_acquire);
                 pause();
             }
-            if (std::chrono::steady_clock::now() >= until) break;
+            if (mine(job)) return job;
+            // Who is not wanted sleeps at once: a job of few threads is not to wait for a core that looks for work.
+            if (job != seen || std::chrono::steady_clock::now() >= until) break;
         }
+        std::uint64_t job = seen;
         std::unique_lock<std::mutex> lock(mutex_);
-        sleeping_.fetch_add(1, std::memory_order_acq_rel);
-        wake_.wait(lock, [&] { return job_.load(std::memory_order_acquire) != seen; });
-        sleeping_.fetch_sub(1, std::memory_order_acq_rel);
-        return job_.load(std::memory_order_acquire);
+        self.sleeps.store(true, std::memory_order_relaxed);
+        self.wake.wait(lock, [&] { return mine(job = job_.load(std::memory_order_acquire)); });
+        self.sleeps.store(false, std::memory_order_relaxed);
+        return job;
     }
 
-    std::mutex turn_, mutex_;
-    std::condition_variable wake_;
+    std::mutex mutex_;
     // The number of the job and, in its last digits, of its members: a thread that comes late to a job without it must
     // not read the next one's.
     static constexpr std::uint64_t MEMBERS = 1024;
     std::atomic<std::uint64_t> job_{0};
     std::atomic<std::uint32_t> generation_{0};
-    std::atomic<int> arrived_{0}, sleeping_{0}, asleep_{0}, members_{1}, spins_{MOST_SPINS};
+    std::atomic<int> arrived_{0}, asleep_{0}, spins_{MOST_SPINS};
     std::atomic<std::int64_t> counter_{0};
     const std::function<void(Team&)>* work_ = nullptr;
-    int workers_ = 0;
+    std::deque<Worker> workers_;  // where they are made they stay
 };
 
 namespace {
 
-// Never destroyed: its threads may still wait when the process ends. A forked child has none of them, and locks in
-// whatever state: it gets a pool of its own.
+// Never destroyed: its threads may still wait when the process ends. A forked child has none of them: it gets a pool of
+// its own. Who forks waits until no step is under way, whose memory would be the child's as it was just then.
 Pool* pool = nullptr;
 std::once_flag made;
 
@@ -167,7 +180,7 @@ Pool& the_pool() {
     std::call_once(made, [] {
         pool = new Pool;
 #if defined(__unix__) || defined(__APPLE__)
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+        pthread_atfork([] { pool->turn.lock(); }, [] { pool->turn.unlock(); }, [] { pool = new Pool; });
 #endif
     });
     return *pool;
@@ -176,11 +189,13 @@ Pool& the_pool() {
 }  // namespace
 
 void Team::barrier() {
-    if (count_ > 1) pool_.meet();
+    if (count_ > 1) pool_.meet(count_);
 }
 
 std::int64_t Team::next() { return pool_.next(); }
 
-void together(int threads, const std::function<void(Team&)>& work) { the_pool().run(threads, work); }
+Turn::Turn() : pool_(the_pool()), lock_(pool_.turn) {}
+
+void together(const Turn& turn, int threads, const std::function<void(Team&)>& work) { turn.pool_.run(threads, work); }
 
 }  // namespace narrows

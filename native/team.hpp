@@ -4,9 +4,9 @@
 // each than a pool that is handed every phase anew: a barrier of two threads is a fraction of a microsecond.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 
 namespace narrows {
 
@@ -46,10 +46,23 @@ class Team {
     int index_, count_;
 };
 
+// The right to use the pool, and what belongs to it: one step at a time, whoever calls. A fork waits for its turn too, so
+// that a child never inherits a step half done.
+class Turn {
+   public:
+    Turn();
+
+   private:
+    friend void together(const Turn&, int, const std::function<void(Team&)>&);
+
+    Pool& pool_;
+    std::unique_lock<std::mutex> lock_;
+};
+
 // Calls work(team) on `threads` threads, the caller's among them. Threads are made when they are first wanted, wait
-// for more work in a loop for a fraction of a millisecond and then asleep, and are made anew in a forked child. Calls
-// from several threads take turns. `work` may not throw.
-void together(int threads, const std::function<void(Team&)>& work);
+// for more work in a loop for a fraction of a millisecond and then asleep, and are made anew in a forked child. `work`
+// may not throw.
+void together(const Turn& turn, int threads, const std::function<void(Team&)>& work);
 
 // More threads than this are not made, whatever is asked for.
 constexpr int MOST_THREADS = 256;

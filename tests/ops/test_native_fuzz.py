@@ -46,7 +46,7 @@ def computed_by_a_process(code: str, **environment: str) -> str:
 
 
 STEP = """
-import os, threading, time
+import os, signal, threading, time
 made = sound(Precision.BF16)
 def step(network, threads):
     out = torch.zeros(30, 4, HIDDEN)
@@ -77,6 +77,32 @@ for sleep in (0.0, 0.05):  # while they still wait in a loop, and while they sle
 """
     )
     assert said.split() == ["0", "0"]
+
+
+def test_a_child_forked_during_a_step_computes_the_same_bits() -> None:
+    """Of a step that another thread was in, it inherits neither a lock nor anything half done."""
+    said = computed_by_a_process(
+        STEP
+        + """
+stop = False
+def work():
+    while not stop: step(made, 2)
+worker = threading.Thread(target=work)
+worker.start()
+statuses = set()
+for _ in range(20):
+    time.sleep(0.01)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if torch.equal(step(made, 2), alone) else 1)
+    statuses.add(os.waitpid(child, 0)[1])
+stop = True
+worker.join()
+print(*statuses)
+"""
+    )
+    assert said.split() == ["0"]
 
 
 def test_more_threads_than_cores_compute_the_same_bits() -> None:

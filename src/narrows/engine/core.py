@@ -200,7 +200,8 @@ class Core:
         tokens = torch.tensor(ids, device=self._device)
         streams = self.network(tokens, positions_of(segments, self._device), segments, self.history)
         places = torch.tensor([row for rows in wanted for row in rows], dtype=torch.int64, device=self._device)
-        logits = self.network.logits(streams[places]).cpu()
+        # `streams[places]` would wake PyTorch's own threads, which then look for work where kernels should compute.
+        logits = self.network.logits(streams.index_select(0, places)).cpu()
         return streams.split([rows for _, rows in taking_part]), logits.split([len(rows) for rows in wanted])
 
     def _advance(self, sequence: SequenceState, rows: int, logits: Tensor) -> list[Event]:

@@ -169,10 +169,9 @@ class PagedHistory(SlotHistory):
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero blocks that somebody used before: what is masked is read all the same, and NaN would pass a mask."""
-        if blocks:
-            index = torch.tensor(blocks, device=self._device)
+        for block in blocks:  # one by one is quicker than to wake PyTorch's threads
             for pool in self.entries.values():
-                pool[index] = 0
+                pool[block].zero_()
 
     def copy(self, source: int, target: int) -> None:
         """Make block `target` what `source` is."""

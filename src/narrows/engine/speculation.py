@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Drafter:
         streams = torch.cat([one.streams for one in followed])
         last = self._step([one.slot for one in followed], [one.next_tokens for one in followed], streams)
         going = [number for number, one in enumerate(followed) if one.drafts]
-        last = last[going]
+        last = _rows(last, going)
         steps = [0] * len(followed)
         while going:
             more = []
@@ -72,7 +73,7 @@ class Drafter:
                     drafts[number].append(token)
                     if len(drafts[number]) < followed[number].drafts:
                         more.append(place)
-            going, last = [going[place] for place in more], last[more]
+            going, last = [going[place] for place in more], _rows(last, more)
             if going:
                 slots = [followed[number].slot for number in going]
                 last = self._step(slots, [drafts[number][-1:] for number in going], last)
@@ -87,7 +88,12 @@ class Drafter:
         segments = [self._history.segment(len(rows), slot) for slot, rows in zip(slots, tokens, strict=True)]
         flat = torch.tensor([token for rows in tokens for token in rows], device=self._device)
         out = self._network.mtp_forward(flat, positions_of(segments, self._device), segments, streams, self._history)
-        return out[torch.tensor([segment.rows for segment in segments], device=self._device).cumsum(0) - 1]
+        return _rows(out, [end - 1 for end in accumulate(segment.rows for segment in segments)])
+
+
+def _rows(streams: Tensor, places: Sequence[int]) -> Tensor:
+    """Some rows of streams. `streams[places]` would wake PyTorch's threads, which then look for work for a while."""
+    return streams.index_select(0, torch.tensor(places, dtype=torch.int64, device=streams.device))
 
 
 @dataclass
