@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "arguments.hpp"
 #include "kernels.hpp"
@@ -44,7 +45,12 @@ Attention attention_of(const NetworkConfig& c, const StepPlan& plan, const Histo
 
 }  // namespace
 
-void best_entries(std::vector<IndexCandidate>& all, std::int64_t k, std::int64_t* to) {
+void best_entries(std::vector<IndexCandidate>& all, std::int64_t k, std::int64_t visible, std::int64_t* to) {
+    if (visible <= k) {
+        std::iota(to, to + visible, std::int64_t{0});
+        std::fill(to + visible, to + k, std::int64_t{-1});
+        return;
+    }
     const std::int64_t count = std::min<std::int64_t>(k, all.size());
     if (static_cast<std::int64_t>(all.size()) > k)
         std::nth_element(all.begin(), all.begin() + k - 1, all.end(), [](const auto& a, const auto& b) {
@@ -128,6 +134,7 @@ void LayerStep::search(Team& team, const Layer& layer, const LayerHistory& past)
     const bool turned = history.key_format.storing == Storing::FP4_KEYS;
     team.each(static_cast<std::int64_t>(plan.queries.size()) * splits, [&](std::int64_t i) {
         const RowRange& range = plan.queries[i / splits];
+        if (plan.visible[0][range.end - 1] <= c.topk) return;  // its rows take all that they see
         const std::int64_t part = i % splits, count = range.end - range.begin;
         char* memory = m.thread_memory[team.index()];
         float* queries = reinterpret_cast<float*>(memory);
@@ -159,11 +166,12 @@ void LayerStep::search(Team& team, const Layer& layer, const LayerHistory& past)
         const std::int64_t count = range.end - range.begin, start = range.begin * splits;
         for (std::int64_t q = 0; q < count; ++q) {
             std::vector<IndexCandidate> all;
-            for (std::int64_t part = 0; part < splits; ++part) {
+            const std::int64_t visible = plan.visible[0][range.begin + q];
+            for (std::int64_t part = 0; part < splits && visible > c.topk; ++part) {
                 const std::int64_t place = start + part * count + q;
                 all.insert(all.end(), m.candidates + place * c.topk, m.candidates + place * c.topk + m.found[place]);
             }
-            best_entries(all, c.topk, m.selected + (range.begin + q) * c.topk);
+            best_entries(all, c.topk, visible, m.selected + (range.begin + q) * c.topk);
         }
     });
 }

@@ -272,6 +272,34 @@ def test_long_texts_are_the_same_in_one_step_and_in_many(instruction_set: str, p
 # -- what is not a number -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+def test_scores_without_limits_are_nobody_elses_business(kernels: bool) -> None:
+    """A text that sees no more entries than are chosen attends to all of them, also beside one that has to choose."""
+    config = TINY.model_copy(update={"layer_types": (LayerKind.CSA,) * 2, "num_hidden_layers": 2, "index_topk": 5})
+    network = randomised(Network(config), torch.Generator().manual_seed(3)).eval()
+    with torch.no_grad():
+        network.layers[1].attn.indexer.weights_proj.weight.fill_(-3e38)  # all scores are -inf
+    run = pack_network(network, Precision.BF16) if kernels else network
+    text = torch.randint(0, config.vocab_size, (150,), generator=torch.Generator().manual_seed(4))
+
+    def logits(*lengths: int) -> Tensor:
+        cache = Precision.BF16 if kernels else Precision.FLOAT32
+        history = PagedHistory(config, slots=2, blocks=4, precision=cache)
+        for slot in range(2):
+            history.bind(slot, [2 * slot, 2 * slot + 1])
+        segments = [Segment(length, 0, slot) for slot, length in enumerate(lengths)]
+        tokens = torch.cat([text[:length] for length in lengths])
+        with torch.inference_mode():
+            return run.logits(run(tokens, positions_of(segments), segments, history))
+
+    alone, beside = logits(12), logits(12, 150)[:12]
+    assert alone.isfinite().all()
+    if kernels:
+        assert torch.equal(alone, beside)
+    else:
+        torch.testing.assert_close(alone, beside)
+
+
 def test_what_is_not_a_number_stays_in_its_sequence() -> None:
     """A token's embedding: who holds it shows it, all others keep their bits, in the same steps."""
 

@@ -30,7 +30,8 @@ def index_topk(
     keys are, rounded to BF16. Entries are read in blocks and a running top-k is kept, so nothing of size rows × entries
     exists.
     -> int64 [N, k]: entry numbers within the row's segment, ascending; -1 where fewer are visible. Of equal scores
-    the lower entry wins.
+    the lower entry wins. A row that may see no more than k takes all of them whatever their scores, so that it does not
+    matter for it whether its step had to choose for others; else -inf and NaN are not taken.
     """
     heads, dim = queries.shape[1:]
     queries = keys.queries(queries)
@@ -64,4 +65,6 @@ def index_topk(
             best = best.gather(-1, chosen.clamp(min=0)).masked_fill_(~found, -torch.inf)
             best_entry = best_entry.gather(-1, chosen.clamp(min=0)).masked_fill_(~found, -1)
         out.append(best_entry)
-    return tiles.untile(out)
+    number = torch.arange(k, device=visible.device)
+    everything = torch.where(number < visible[:, None], number, -1)
+    return torch.where((visible <= k)[:, None], everything, tiles.untile(out))
