@@ -78,8 +78,8 @@ def main() -> None:
             "runs": [[*setting, runs] for setting, runs in found.items()],
         },
         notes=(
-            f"The embedded model in float32, {THREADS} threads, one request, behind {PROMPT_TOKENS} tokens of source; "
-            f"medians of {RUNS} runs in turns. The text is the same in every row of a kind."
+            f"The embedded model in {model.network.cache}, {THREADS} threads, one request, behind {PROMPT_TOKENS} "
+            f"tokens of source; medians of {RUNS} runs in turns. The text is the same in every row of a kind."
         ),
     )
 

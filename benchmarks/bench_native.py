@@ -239,9 +239,10 @@ def keep(runs: Mapping[int, Mapping[str, list[Speeds]]], bandwidths: list[float]
         },
         notes=(
             f"121 M random parameters, {THREADS} threads, one sequence, chunks of {CHUNK:,} (llama.cpp 512, its "
-            f"fastest); {DECODED} tokens decoded; medians of runs in turns ({counts}; {fewer}). "
+            f"default); {DECODED} tokens decoded; medians of runs in turns ({counts}; {fewer}). "
             "network: its steps alone, as llama-bench times them; engine: with all that serving takes, greedy. "
-            f"llama.cpp of llama-cpp-python {llama_cpp.VERSION}: flash attention on, the cache in float16, and in "
+            "official has FP4 experts and FP8 matrices beside Q8_0's 8 bits. "
+            f"llama.cpp {llama_cpp.described()}: flash attention on, the cache in float16, and in "
             "Q8_0 where that makes it faster (decode with Q8_0). "
             f"Memory's limit: {bandwidth / 1e9:.0f} GB/s, of which a token needs its weights and what it attends to."
         ),

@@ -83,7 +83,7 @@ def main() -> None:
             "restarted": restarted,
             "reused": reused,
         },
-        notes=f"The embedded model in float32, {THREADS} threads; prompts share all but their last line.",
+        notes=f"The embedded model as it ships, {THREADS} threads; prompts share all but their last line.",
     )
 
 

@@ -72,6 +72,11 @@ def binaries(folder: Path | None = None) -> Binaries:
     return Binaries(source, *programs)
 
 
+def described() -> str:
+    """Which llama.cpp this is."""
+    return "of a build of one's own" if os.environ.get("LLAMA_CPP") else f"of llama-cpp-python {VERSION}"
+
+
 def gguf(model: Path, folder: Path, stored: FileType) -> Path:
     """The model of the directory `model` as a file for llama.cpp, its matrices in this type.
 
