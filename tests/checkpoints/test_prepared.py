@@ -198,7 +198,7 @@ def test_another_precision_or_checkpoint_is_another_file(model: Path, cache: Pat
     prepare(model, "bf16")
     prepare(model, "fp8")
     assert len(names(cache)) == 2
-    shutil.copytree(model, tmp_path / "copy")  # the checksums tell that it is the same
+    shutil.copytree(model, tmp_path / "copy")  # checksums and times tell that it is the same
     prepare(tmp_path / "copy", "bf16")
     assert len(names(cache)) == 2
     shutil.rmtree(tmp_path / "copy")
@@ -221,6 +221,22 @@ def test_a_changed_shard_without_checksums_is_another_file(model: Path, cache: P
     after = prepare(model, "bf16")
     assert len(names(cache)) == 2
     assert torch.equal(after.plain("norm.weight"), load_network(model).norm.weight.bfloat16().float())
+
+
+def test_a_shard_in_the_place_of_another_is_noticed(model: Path, tmp_path: Path) -> None:
+    """Of the same size, beside a checksum that is not its own: as damaged as it is for `load_network`."""
+    prepare(model, "bf16")
+    save_network(make_network(SMALL, seed=1), tmp_path / "other", precision="float32")
+    shard = model / "model.safetensors"
+    size = shard.stat().st_size
+    shutil.copyfile(tmp_path / "other/model.safetensors", shard)
+    assert shard.stat().st_size == size
+    for load in (load_network, lambda directory: prepare(directory, "bf16")):
+        with pytest.raises(NarrowsError, match=r"model\.safetensors is damaged"):
+            load(model)
+    (model / "SHA256SUMS").unlink()
+    wanted = load_network(tmp_path / "other").norm.weight
+    assert torch.equal(prepare(model, "bf16").plain("norm.weight"), wanted.bfloat16().float())
 
 
 def test_a_checkpoint_that_changes_while_it_is_read_is_noticed(

@@ -99,14 +99,15 @@ def _folder() -> Path:
 
 
 def _identity(directory: Path, precision: Precision) -> str:
-    """What decides a prepared file's content. A shard without a checksum is known by its size and time of change."""
+    """What decides a prepared file's content. Of a shard its size and time of change too: nobody reads it here, and the
+    checksum may be that of another, whose place it took."""
     checksums = read_checksums(directory)
     decides: list[Any] = [VERSION, precision]
     try:
         decides.append(hashlib.sha256((directory / "config.json").read_bytes()).hexdigest())
         for shard in shard_files(directory):
             status = shard.stat()
-            decides.append((shard.name, status.st_size, checksums.get(shard.name) or status.st_mtime_ns))
+            decides.append((shard.name, status.st_size, status.st_mtime_ns, checksums.get(shard.name)))
     except OSError as error:
         raise NarrowsError(f"{error.filename} cannot be read: {error.strerror}.") from None
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:40]
