@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import mmap
 import os
 import resource
 import shutil
@@ -291,6 +292,57 @@ def test_a_damaged_file_is_made_anew(
     assert caplog.text == ""
 
 
+def refuse(code: int) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["made", "absent"])
+def test_a_file_that_cannot_be_mapped_stays(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    """It may be whole: a limit, or another process, has taken the address space."""
+    if made:
+        prepare(model, "bf16")
+        before = next(cache.iterdir()).stat()
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", refuse(errno.ENOMEM))
+        if made:
+            patch.setattr(module, "_fill", None)  # it must not write
+        with pytest.raises(NarrowsError, match=rf"^{cache}/\S+ cannot be mapped \(Cannot allocate .*ulimit -v"):
+            prepare(model, "bf16")
+    (name,) = names(cache)
+    monkeypatch.setattr(module, "_fill", None)
+    assert prepare(model, "bf16").path == cache / name
+    if made:
+        assert (cache / name).stat().st_ino == before.st_ino
+
+
+def test_a_file_that_cannot_be_read_stays(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(model, "bf16")
+    (name,) = names(cache)
+    monkeypatch.setattr(module, "_fill", None)  # it must not write
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Prepared", refuse(errno.EIO))
+        with pytest.raises(NarrowsError, match=rf"{name}: the prepared weights cannot be read \(Input/output error\)"):
+            prepare(model, "bf16")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse(errno.EACCES))
+        with pytest.raises(NarrowsError, match=rf"{name}: .* cannot be read \(Permission denied\).* NARROWS_CACHE"):
+            module._opened(cache / name)
+    assert prepare(model, "bf16").path == cache / name
+
+
+def test_reading_what_was_written_is_not_called_writing(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Prepared", refuse(errno.EIO))
+    with pytest.raises(NarrowsError, match="cannot be read"):
+        prepare(model, "bf16")
+
+
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_a_header_says_what_its_configuration_is(config: ModelConfig) -> None:
     header = Contents(config, Precision.FP8, {})
@@ -465,7 +517,13 @@ def a_file_s(tmp_path: Path) -> Path:
 on_linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which not even root can write")
 
 
-@pytest.mark.parametrize("place", [pytest.param(nobody_s, marks=on_linux), a_file_s])
+def a_loop(tmp_path: Path) -> Path:
+    """What no user can look into, root neither."""
+    (tmp_path / "loop").symlink_to("loop")
+    return tmp_path / "loop"
+
+
+@pytest.mark.parametrize("place", [pytest.param(nobody_s, marks=on_linux), a_file_s, a_loop])
 def test_without_a_cache_folder_a_file_of_this_process_takes_its_place(
     model: Path,
     tmp_path: Path,
@@ -481,7 +539,7 @@ def test_without_a_cache_folder_a_file_of_this_process_takes_its_place(
     with caplog.at_level(logging.WARNING):
         prepared = prepare(model, "official")
     assert [record.message for record in caplog.records] == [caplog.records[0].message]
-    assert f"{folder}/prepared cannot be written to" in caplog.text
+    assert f"{folder}/prepared cannot be " in caplog.text
     assert str(tmp_path / "tmp") in caplog.text
     assert prepared.path is None
     assert names(tmp_path / "tmp") == []

@@ -50,7 +50,8 @@ def prepare(directory: str | Path, precision: Precision | str) -> Prepared:
     the cache folder cannot be written to, a file that ends with this process takes its place, and a warning says so.
 
     UsageError if there is no such directory, or the precision is float32 or cannot hold the model; NarrowsError as
-    from `Checkpoint` and its tensors, or, with the bytes needed, where the disk has no room.
+    from `Checkpoint` and its tensors, with the bytes needed where the disk has no room, or where the file is there but
+    cannot be read or mapped.
     """
     directory, precision = existing_directory(directory), Precision(precision)
     if precision not in PRECISIONS:
@@ -114,14 +115,37 @@ def _identity(directory: Path, precision: Precision) -> str:
 
 
 def _opened(path: Path) -> Prepared | None:
+    """None if there is no such file, or a damaged one. One that cannot be read may be whole: that is a NarrowsError, or
+    `_NoFolderError` if it is the folder that cannot be looked into."""
     try:
-        with path.open("rb") as file:
-            return Prepared(file, path)
-    except OSError:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        _log.warning("%s cannot be used (%s); it is made anew.", path, error)
-        return None
+    except OSError as error:
+        if not os.access(path.parent, os.X_OK):
+            raise _NoFolderError(f"{path.parent} cannot be opened ({error.strerror})") from None
+        raise _unreadable(path, error) from None
+    with file:
+        try:
+            return _mapped(file, path)
+        except ValueError as error:
+            _log.warning("%s cannot be used (%s); it is made anew.", path, error)
+            return None
+
+
+def _mapped(file: BinaryIO, path: Path | None) -> Prepared:
+    """As `Prepared`, but for OSErrors, which become NarrowsErrors."""
+    try:
+        return Prepared(file, path)
+    except OSError as error:
+        raise _unreadable(path or Path(tempfile.gettempdir()), error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> NarrowsError:
+    return NarrowsError(
+        f"{path}: the prepared weights cannot be read ({error.strerror or error}); mend that, or set {VARIABLE} to a "
+        "folder elsewhere."
+    )
 
 
 def _made(directory: Path, precision: Precision, path: Path | None) -> Prepared:
@@ -132,7 +156,7 @@ def _made(directory: Path, precision: Precision, path: Path | None) -> Prepared:
         if path is None:
             with tempfile.TemporaryFile(prefix="narrows-") as file:
                 _fill(file, Path(tempfile.gettempdir()), checkpoint, contents)
-                return Prepared(file, None)
+                return _mapped(file, None)
         with _claimed(path) as file:
             found = _opened(path)  # by whoever held it until now
             if found is not None:
@@ -142,7 +166,7 @@ def _made(directory: Path, precision: Precision, path: Path | None) -> Prepared:
                 raise NarrowsError(f"{directory} was changed while it was read; try again.")
             os.replace(file.name, path)
             flush(path.parent)
-            return Prepared(file, path)
+            return _mapped(file, path)
     except OSError as error:
         raise _explained(path or Path(tempfile.gettempdir()), contents.bytes, error) from None
     finally:

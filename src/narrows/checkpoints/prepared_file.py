@@ -128,12 +128,19 @@ class Prepared:
     """
 
     def __init__(self, file: BinaryIO, path: Path | None) -> None:
-        """ValueError, saying how, if the file is damaged or none of this version's."""
+        """ValueError, saying how, if the file is damaged or none of this version's; OSError if it cannot be read;
+        NarrowsError if it cannot be mapped."""
         self.path = path
         self._contents, data_start = _read_head(file)
         self.config, self.precision = self._contents.config, self._contents.precision
         self.bytes = self._contents.bytes
-        mapped = mmap.mmap(file.fileno(), self.bytes, access=mmap.ACCESS_READ)
+        try:
+            mapped = mmap.mmap(file.fileno(), self.bytes, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise NarrowsError(
+                f"{path or 'The file of prepared weights'} cannot be mapped ({error.strerror or error}): it needs "
+                f"{self.bytes:,} bytes of address space; raise the limit (ulimit -v), or choose a smaller precision."
+            ) from None
         with warnings.catch_warnings():
             # PyTorch has no tensors that cannot be written to, and says so. A private writable map would count
             # against the memory that the system may promise, and be refused for a file larger than that.
