@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from narrows.checkpoints import prepared as module
+from narrows.checkpoints import prepared_file
 from narrows.checkpoints.checkpoint import Checkpoint
 from narrows.checkpoints.load import load_network
 from narrows.checkpoints.prepared import PRECISIONS, Prepared, own_precision, prepare
@@ -271,10 +272,14 @@ def flip(position: int) -> Callable[[Path], None]:
     return lambda path: flip_bit(path, position)
 
 
+FLIPPED = {"magic": 0, "version": 16, "header size": 20, "size": 28, "made": 36, "digest": 48, "brace": 76}
+FLIPPED |= {"header": 500, "middle": 400_000, "data": -65, "sum": -64, "end": -1}
+
+
 @pytest.mark.parametrize(
     "damage",
-    [cut, cut_to_head, grow, lambda path: os.truncate(path, 0), *map(flip, (0, 16, 20, 28, 40, 70, 500))],
-    ids=["cut", "head", "grown", "empty", "magic", "version", "header size", "size", "digest", "brace", "header"],
+    [cut, cut_to_head, grow, lambda path: os.truncate(path, 0), *map(flip, FLIPPED.values())],
+    ids=["cut", "head", "grown", "empty", *FLIPPED],
 )
 def test_a_damaged_file_is_made_anew(
     model: Path, cache: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
@@ -290,6 +295,27 @@ def test_a_damaged_file_is_made_anew(
     caplog.clear()
     prepare(model, "official")
     assert caplog.text == ""
+
+
+def test_data_are_compared_only_if_the_file_was_changed(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy is compared once; what cannot keep its time, every time."""
+    prepare(model, "bf16")
+    (name,) = names(cache)
+    shutil.copyfile(cache / name, cache / "copy")
+    os.replace(cache / "copy", cache / name)
+    compared = []
+    monkeypatch.setattr(prepared_file, "_sum", lambda digest: compared.append(digest) or digest.ljust(64, b"\0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse(errno.EPERM))
+        for times in (1, 2):
+            prepare(model, "bf16")
+            assert len(compared) == times
+    prepare(model, "bf16")
+    assert len(compared) == 3
+    prepare(model, "bf16")
+    assert len(compared) == 3
 
 
 def refuse(code: int) -> Callable[..., None]:

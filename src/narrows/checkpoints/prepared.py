@@ -42,7 +42,8 @@ _log = logging.getLogger(__name__)
 
 def prepare(directory: str | Path, precision: Precision | str) -> Prepared:
     """The weights of a checkpoint's directory in this precision, out of the cache folder, where they are made if they
-    are not there yet, or damaged.
+    are not there yet, or damaged: cut, or changed since they were made (`prepared_file` says how that is noticed).
+    What the disk itself loses shows nowhere.
 
     Matrices are packed in the precision's format, but for the embeddings, which are bfloat16; tables of experts are
     int32, all else is float32, rounded as the precision stores it. What the checkpoint has in its format already keeps

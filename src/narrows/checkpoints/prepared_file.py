@@ -1,8 +1,12 @@
 """The file of prepared weights: a checked header, and behind it every tensor's bytes, mapped as they lie.
 
-First `_HEAD`: magic, version, the header's bytes, the file's, and the SHA-256 of these numbers and the header. Then the
-header: JSON with the precision, the configuration, and of every tensor what it is and where its parts begin, counted
-from the data. The data begin at a multiple of 4,096; at multiples of 64 all parts begin, and the file ends.
+First `_HEAD`: magic, version, the header's bytes, the file's, when it was made, and the SHA-256 of these numbers and
+the header. Then the header: JSON with the precision, the configuration, and of every tensor what it is and where its
+parts begin, counted from the data. The data begin at a multiple of 4,096; at multiples of 64 all parts begin, and the
+data end. Last the SHA-256 of all before it, in 64 bytes.
+
+To read all data at every start would take longer than a start should. So a finished file's time of change is set to
+when it was made: only one with another time, which somebody wrote into or copied, is read and compared with its sum.
 """
 
 from __future__ import annotations
@@ -10,9 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import struct
+import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -26,11 +33,11 @@ from narrows.model.config import ModelConfig
 from narrows.model.precision import Precision
 from narrows.ops.packed import Packed, PackedFormat, packed_sizes
 
-VERSION = 1
+VERSION = 2
 """Of the layout of the file and of the packed weights: an older file is made anew."""
 
 _MAGIC = b"narrows prepared"
-_HEAD = struct.Struct("<16sIQQ32s")
+_HEAD = struct.Struct("<16sIQQQ32s")
 _PAGE, _PART = 4096, 64
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int32": torch.int32}
 
@@ -83,7 +90,7 @@ class Contents:
         }
         header = {"precision": precision, "config": config.to_dict(), "tensors": described}
         self._header = json.dumps(header, separators=(",", ":")).encode()
-        self.bytes = _data_start(len(self._header)) + end
+        self.bytes = _data_start(len(self._header)) + end + _PART
 
     @classmethod
     def parse(cls, header: bytes) -> Contents:
@@ -96,10 +103,9 @@ class Contents:
             raise ValueError("its header says something else than the configuration and the tensors that it names")
         return contents
 
-    @property
-    def head(self) -> bytes:
-        """All that stands before the data."""
-        numbers = _numbers(len(self._header), self.bytes)
+    def head(self, made: int) -> bytes:
+        """All that stands before the data, of a file made at this time, in seconds."""
+        numbers = _numbers(len(self._header), self.bytes, made)
         head = numbers + hashlib.sha256(numbers + self._header).digest() + self._header
         return head.ljust(_data_start(len(self._header)), b"\0")
 
@@ -109,15 +115,25 @@ def write(file: BinaryIO, contents: Contents, tensors: Iterable[Packed | Tensor]
 
     ValueError if one is not what the contents say; OSError as the system has it.
     """
-    file.write(contents.head)
+    made = int(time.time()) & ~1  # even seconds: the finest that every file system keeps
+    running = hashlib.sha256()
+
+    def put(content: bytes | memoryview) -> None:
+        file.write(content)
+        running.update(content)
+
+    put(contents.head(made))
     for (name, expected), tensor in zip(contents.tensors.items(), tensors, strict=True):
         parts = (tensor.values, tensor.scales) if isinstance(tensor, Packed) else (tensor,)
         for part, size in zip(parts, expected.sizes, strict=True):
             content = part.contiguous().view(-1).view(torch.uint8)
             if len(content) != size:
                 raise ValueError(f"{name}: {len(content)} bytes are not the {size} that were planned")
-            file.write(content.numpy().data)
-            file.write(bytes(-size % _PART))
+            put(content.numpy().data)
+            put(bytes(-size % _PART))
+    file.write(_sum(running.digest()))
+    file.flush()
+    _set_time(file, made)
 
 
 class Prepared:
@@ -131,7 +147,7 @@ class Prepared:
         """ValueError, saying how, if the file is damaged or none of this version's; OSError if it cannot be read;
         NarrowsError if it cannot be mapped."""
         self.path = path
-        self._contents, data_start = _read_head(file)
+        self._contents, data_start, made = _read_head(file)
         self.config, self.precision = self._contents.config, self._contents.precision
         self.bytes = self._contents.bytes
         try:
@@ -141,6 +157,11 @@ class Prepared:
                 f"{path or 'The file of prepared weights'} cannot be mapped ({error.strerror or error}): it needs "
                 f"{self.bytes:,} bytes of address space; raise the limit (ulimit -v), or choose a smaller precision."
             ) from None
+        if os.fstat(file.fileno()).st_mtime_ns != made * 10**9:
+            with memoryview(mapped) as whole:
+                if _sum(hashlib.sha256(whole[:-_PART]).digest()) != whole[-_PART:]:
+                    raise ValueError("it was changed, and its data are not what was written")
+            _set_time(file, made)
         with warnings.catch_warnings():
             # PyTorch has no tensors that cannot be written to, and says so. A private writable map would count
             # against the memory that the system may promise, and be refused for a file larger than that.
@@ -187,14 +208,15 @@ class Prepared:
         return [self._data[start : start + size] for start, size in zip(contents.starts[name], sizes, strict=True)]
 
 
-def _read_head(file: BinaryIO) -> tuple[Contents, int]:
-    """The contents, and where the data begin; ValueError if the header or the file's length is not what was written."""
+def _read_head(file: BinaryIO) -> tuple[Contents, int, int]:
+    """The contents, where the data begin, and when the file was made; ValueError if the header or the file's length is
+    not what was written."""
     size = file.seek(0, 2)
     file.seek(0)
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size or not head.startswith(_MAGIC):
         raise ValueError("it does not begin as such a file does")
-    _, version, header_bytes, file_bytes, digest = _HEAD.unpack(head)
+    _, version, header_bytes, file_bytes, made, digest = _HEAD.unpack(head)
     if version != VERSION:
         raise ValueError(f"it has version {version}, not {VERSION}")
     if file_bytes != size:
@@ -208,7 +230,7 @@ def _read_head(file: BinaryIO) -> tuple[Contents, int]:
         raise ValueError(f"its header is of another version: {error}") from None
     if contents.bytes != size:
         raise ValueError(f"it has {size:,} bytes, not {contents.bytes:,}")
-    return contents, _data_start(header_bytes)
+    return contents, _data_start(header_bytes), made
 
 
 def _described(found: dict[str, Any]) -> PackedWeight | PlainTensor:
@@ -217,9 +239,20 @@ def _described(found: dict[str, Any]) -> PackedWeight | PlainTensor:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _numbers(header_bytes: int, file_bytes: int) -> bytes:
+def _numbers(header_bytes: int, file_bytes: int, made: int) -> bytes:
     """`_HEAD` without the checksum."""
-    return _HEAD.pack(_MAGIC, VERSION, header_bytes, file_bytes, b"")[:-32]
+    return _HEAD.pack(_MAGIC, VERSION, header_bytes, file_bytes, made, b"")[:-32]
+
+
+def _sum(digest: bytes) -> bytes:
+    """What stands at the file's end."""
+    return digest.ljust(_PART, b"\0")
+
+
+def _set_time(file: BinaryIO, made: int) -> None:
+    """As the time of change. Where another's file or the file system does not allow it, the next to come compares."""
+    with suppress(OSError):
+        os.utime(file.fileno(), (time.time(), made))
 
 
 def _data_start(header_bytes: int) -> int:
