@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -11,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +23,7 @@ from narrows.checkpoints.directory import FULL, flush
 from narrows.checkpoints.encoding import recoded
 from narrows.checkpoints.names import to_official
 from narrows.checkpoints.prepared_file import VERSION, Contents, PackedWeight, PlainTensor, Prepared, write
+from narrows.checkpoints.prepared_folder import SUFFIX, NoFolderError, claimed, hold, make_room
 from narrows.checkpoints.shards import existing_directory, read_headers, shard_files
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.precision import Format, Precision, weight_format
@@ -47,8 +46,9 @@ def prepare(directory: str | Path, precision: Precision | str) -> Prepared:
 
     Matrices are packed in the precision's format, but for the embeddings, which are bfloat16; tables of experts are
     int32, all else is float32, rounded as the precision stores it. What the checkpoint has in its format already keeps
-    its bits. One tensor at a time is in memory. Processes that want the same file wait for the one that makes it. Where
-    the cache folder cannot be written to, a file that ends with this process takes its place, and a warning says so.
+    its bits. One tensor at a time is in memory. Processes that want the same file wait for the one that makes it, which
+    deletes others that are not used any more (`make_room`). Where the cache folder cannot be written to, a file that
+    ends with this process takes its place, and a warning says so.
 
     UsageError if there is no such directory, or the precision is float32 or cannot hold the model; NarrowsError as
     from `Checkpoint` and its tensors, with the bytes needed where the disk has no room, or where the file is there but
@@ -59,9 +59,9 @@ def prepare(directory: str | Path, precision: Precision | str) -> Prepared:
         raise UsageError(f"weights are not prepared in {precision}; choose {', '.join(PRECISIONS)}.")
     config = read_config(directory)
     try:
-        path = _folder() / f"{_identity(directory, precision)}.prepared"
+        path = _folder() / f"{_identity(directory, precision)}{SUFFIX}"
         found = _opened(path) or _made(directory, precision, path)
-    except _NoFolderError as error:
+    except NoFolderError as error:
         _log.warning("%s; weights are prepared for this process alone, in %s.", error, tempfile.gettempdir())
         found = _made(directory, precision, None)
     if config.num_nextn_predict_layers and not found.mtp:
@@ -89,15 +89,11 @@ def own_precision(directory: str | Path) -> Precision:
     return Precision.FLOAT32 if (experts | others) & {"F32", "F64", "F16"} else Precision.BF16
 
 
-class _NoFolderError(Exception):
-    """There is no cache folder to write into."""
-
-
 def _folder() -> Path:
     try:
         return cache_folder("prepared")
     except RuntimeError as error:  # nobody knows a home
-        raise _NoFolderError(f"there is no cache folder ({error})") from None
+        raise NoFolderError(f"there is no cache folder ({error})") from None
 
 
 def _identity(directory: Path, precision: Precision) -> str:
@@ -117,16 +113,17 @@ def _identity(directory: Path, precision: Precision) -> str:
 
 def _opened(path: Path) -> Prepared | None:
     """None if there is no such file, or a damaged one. One that cannot be read may be whole: that is a NarrowsError, or
-    `_NoFolderError` if it is the folder that cannot be looked into."""
+    `NoFolderError` if it is the folder that cannot be looked into."""
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         if not os.access(path.parent, os.X_OK):
-            raise _NoFolderError(f"{path.parent} cannot be opened ({error.strerror})") from None
+            raise NoFolderError(f"{path.parent} cannot be opened ({error.strerror})") from None
         raise _unreadable(path, error) from None
     with file:
+        hold(file)
         try:
             return _mapped(file, path)
         except ValueError as error:
@@ -150,7 +147,7 @@ def _unreadable(path: Path, error: OSError) -> NarrowsError:
 
 
 def _made(directory: Path, precision: Precision, path: Path | None) -> Prepared:
-    """Make the file, under `path` or, if that is None, without a name. `_NoFolderError` if it cannot even be begun."""
+    """Make the file, under `path` or, if that is None, without a name. `NoFolderError` if it cannot even be begun."""
     checkpoint = Checkpoint(directory)
     contents = Contents(checkpoint.config, precision, dict(_planned(checkpoint, precision)))
     try:
@@ -158,10 +155,11 @@ def _made(directory: Path, precision: Precision, path: Path | None) -> Prepared:
             with tempfile.TemporaryFile(prefix="narrows-") as file:
                 _fill(file, Path(tempfile.gettempdir()), checkpoint, contents)
                 return _mapped(file, None)
-        with _claimed(path) as file:
+        with claimed(path) as file:
             found = _opened(path)  # by whoever held it until now
             if found is not None:
                 return found
+            make_room(path.parent, contents.bytes)
             _fill(file, path.parent, checkpoint, contents)
             if path.stem != _identity(directory, precision):
                 raise NarrowsError(f"{directory} was changed while it was read; try again.")
@@ -172,62 +170,6 @@ def _made(directory: Path, precision: Precision, path: Path | None) -> Prepared:
         raise _explained(path or Path(tempfile.gettempdir()), contents.bytes, error) from None
     finally:
         checkpoint.close()
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[BinaryIO]:
-    """An empty file beside `path`, to be written and renamed; nobody else has it meanwhile.
-
-    Waits for a process that does. What a killed one left is taken over, and what it left for other names removed:
-    the system took its lock with it. `_NoFolderError` if none can be made.
-    """
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.glob("*.unfinished"):
-            if other != unfinished:
-                _remove_abandoned(other)
-        file = _locked(unfinished)
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise _NoFolderError(f"{path.parent} cannot be written to ({error.strerror})") from None
-    with file:
-        try:
-            file.truncate(0)
-            yield file
-        finally:
-            if _is_at(file, unfinished):  # it was not renamed
-                unfinished.unlink()
-            fcntl.flock(file, fcntl.LOCK_UN)  # a map of the file would keep the lock as long as itself
-
-
-def _locked(path: Path) -> BinaryIO:
-    """The file, made if need be, under a lock that ends with the file or the process."""
-    while True:
-        file = path.open("ab+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(file, path):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # who held the lock has renamed or removed what we opened
-
-
-def _remove_abandoned(path: Path) -> None:
-    with suppress(OSError), path.open("rb") as file:  # BlockingIOError: someone is writing it
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(file, path):
-            path.unlink()
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _fill(file: BinaryIO, folder: Path, checkpoint: Checkpoint, contents: Contents) -> None:
