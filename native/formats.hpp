@@ -131,13 +131,15 @@ inline Vec e4m3_floats(Ints codes) {
 }
 
 inline Vec e2m1_floats(Ints codes) {
-#if defined(__AVX2__)
     // A permutation is a look-up in as many values as a vector has lanes: with signs or without.
-    constexpr float sizes[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
-    Vec table;
-    std::memcpy(&table, sizes, sizeof table);
-    const Vec value = __builtin_shuffle(table, codes);
-    return WIDTH == 16 ? value : bits_as_floats(floats_as_bits(value) | ((codes & 8) << 28));
+#if defined(__AVX512F__)
+    const __m512 table = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
+                                        -2.0f, -3.0f, -4.0f, -6.0f);
+    return (Vec)_mm512_permutexvar_ps((__m512i)codes, table);
+#elif defined(__AVX2__)
+    const __m256 table = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+    const Vec value = (Vec)_mm256_permutevar8x32_ps(table, (__m256i)codes);
+    return bits_as_floats(floats_as_bits(value) | ((codes & 8) << 28));
 #else
     const Ints exponent = (codes >> 1) & 3, mantissa = codes & 1;
     const Ints steps = exponent == 0 ? mantissa : (mantissa | 2) << ((exponent - 1) & 3);
