@@ -25,7 +25,7 @@ mv "$installed" "$kept"
 cp "$build"/objects/_native*.so "$installed"
 
 [ $# -gt 0 ] || set -- tests/ops/test_native.py tests/ops/test_native_attention.py tests/ops/test_native_inference.py \
-    tests/model/test_native_network.py
+    tests/ops/test_native_fuzz.py tests/model/test_native_network.py tests/checkpoints/test_prefetch.py
 LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
     "$python" -m pytest -q -s -n 0 -p no:faulthandler "$@"

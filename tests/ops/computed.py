@@ -26,6 +26,16 @@ def normal(seed: int) -> Draw:
     return lambda *shape: torch.randn(shape, generator=random)
 
 
+def misaligned(tensor: Tensor) -> Tensor:
+    """The same numbers at odd addresses."""
+    size = tensor.numel() * tensor.element_size()
+    if not size:
+        return tensor
+    memory = torch.zeros(size + 1, dtype=torch.uint8).numpy()
+    memory[1:] = tensor.flatten().clone().view(torch.uint8).numpy()
+    return torch.frombuffer(memory, dtype=tensor.dtype, offset=1).view(tensor.shape)
+
+
 @contextmanager
 def computed(by: str) -> Iterator[None]:
     """Within, by the kernels of an instruction set, or by the `reference`, as where there are no kernels."""

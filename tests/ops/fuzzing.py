@@ -28,6 +28,7 @@ from narrows.ops.packed import pack
 from narrows.ops.quantize import quantize_fp8, quantize_mxfp4
 from narrows.ops.row_format import FP4Keys, FP8Entries
 from tests.model.packing import pack_network
+from tests.ops.computed import misaligned
 from tests.parity.configurations import randomised
 
 REFUSED = (ValueError, TypeError, RuntimeError, MemoryError)
@@ -104,16 +105,15 @@ def matrix(random: Random) -> Arguments:
     return [packed.format, packed.rows, packed.columns, packed.values, packed.scales]
 
 
-def stored(random: Random) -> tuple[tuple[str, int, int], int]:
-    """A format of 32 features, and its bytes."""
-    return random.choice(
-        [
-            (("float32", 32, 0), 128),
-            (("bf16", 32, 0), 64),
-            (("fp8_entries", 32, 6), FP8Entries(32, 6).width),
-            (("fp4_keys", 32, 0), FP4Keys(32).width),
-        ]
-    )
+def stored(random: Random, *, keys: bool = True) -> tuple[tuple[str, int, int], int]:
+    """A format of 32 features, and its bytes; `keys`: maybe one that only the indexer's keys have."""
+    formats = [
+        (("float32", 32, 0), 128),
+        (("bf16", 32, 0), 64),
+        (("fp8_entries", 32, 6), FP8Entries(32, 6).width),
+        (("fp4_keys", 32, 0), FP4Keys(32).width),
+    ]
+    return random.choice(formats if keys else formats[:-1])
 
 
 def bytes_of(random: Random, *shape: int) -> Tensor:
@@ -147,7 +147,7 @@ def index_topk(random: Random) -> Arguments:
 
 
 def attention_stored(random: Random) -> Arguments:
-    format, width = stored(random)
+    format, width = stored(random, keys=False)
     rows, heads, block, blocks = random.choice([1, 5, 20]), random.choice([1, 3, 70]), random.choice([1, 3]), 4
     last = torch.arange(rows)
     arguments = [torch.randn(rows, heads, 32), bytes_of(random, rows, width), (last - 4).clamp(min=0), last]
@@ -176,6 +176,13 @@ def hyper_pre(random: Random) -> Arguments:
     ]
 
 
+def summarize(random: Random) -> Arguments:
+    return [torch.randn(random.choice([1, 5, 1000]))]
+
+
+METHODS = ["step", "draft_step", "logits", "prefetched"]
+OPS = [linear, encode_rows, decode_rows, index_topk, attention_stored, compress, hyper_pre, summarize]
+
 # -- what does not --------------------------------------------------------------------------------------------------
 
 INTEGERS = [
@@ -198,16 +205,6 @@ INTEGERS = [
     2**64,
     -(2**31),
 ]
-
-
-def misaligned(tensor: Tensor) -> Tensor:
-    """The same numbers at odd addresses."""
-    size = tensor.numel() * tensor.element_size()
-    if not size:
-        return tensor
-    memory = torch.zeros(size + 1, dtype=torch.uint8).numpy()
-    memory[1:] = tensor.flatten().clone().view(torch.uint8).numpy()
-    return torch.frombuffer(memory, dtype=tensor.dtype, offset=1).view(tensor.shape)
 
 
 def refilled(tensor: Tensor, random: Random) -> Tensor:
@@ -360,9 +357,8 @@ class Fuzzer:
 
     def turn(self) -> None:
         random = self.random
-        ops = [linear, encode_rows, decode_rows, index_topk, attention_stored, compress, hyper_pre]
-        chosen = random.choice([*ops, *ops, *ops, self.matrix, self.network, self.history, *[self.step] * 6])
-        if chosen in ops:
+        chosen = random.choice([*OPS, *OPS, *OPS, self.matrix, self.network, self.history, *[self.step] * 6])
+        if chosen in OPS:
             name = chosen.__name__
             self.call(name, getattr(kernels, name), spoilt(chosen(random), random))
         else:
@@ -392,6 +388,7 @@ class Fuzzer:
             arguments = [TOKENS.clone(), any_segments(self.random), history, 2, torch.zeros(5, 4, width)]
             self.call("step", network.step, arguments)
         self.call("logits", network.logits, [torch.randn(5, 4, width), False, 1, torch.zeros(5, VOCAB)])
+        self.call("prefetched", network.prefetched, [])
 
     def step(self) -> None:
         random, sound = self.random, self.random.choice(self.sound)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from narrows.ops import native
 from tests.draws import SOAK, scaled
+from tests.ops import fuzzing, test_native
 
 if not native.available():
     pytest.skip("narrows was installed without kernels", allow_module_level=True)
@@ -29,6 +30,13 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path_factory: pytest.TempPath
     command = [sys.executable, "-m", "tests.ops.fuzzing", str(seed), str(CALLS), str(log)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stderr[-3000:]}\nthe last call: {log.read_text()[:3000]}"
+
+
+def test_every_entry_of_inference_is_called() -> None:
+    """What the module gains takes its place here, or among the ops of training in test_native.py."""
+    called = {"Matrix", "Network", "History", *(op.__name__ for op in fuzzing.OPS)}
+    assert called == {*test_native.OTHERS} - {"instruction_sets", "instruction_set", "use"}
+    assert {name for name in dir(native.kernels.Network) if name[0] != "_"} == {*fuzzing.METHODS}
 
 
 def computed_by_a_process(code: str, **environment: str) -> str:
