@@ -29,15 +29,23 @@ using Integers2 = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb:
 // The kernels of the instruction set in use.
 const Kernels& k();
 
+constexpr int MOST_ITERATIONS = 10'000;  // of Sinkhorn's: its gradient keeps them all
+
 inline void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(std::string("shapes do not fit: ") + what);
+}
+
+// What is wrong with numbers, in a sentence.
+inline void refuse_if(bool wrong, const char* what) {
+    if (wrong) throw std::invalid_argument(what);
 }
 
 // A tensor that lies at any byte, as views of a file may, is refused: what compilers make of loops counts on numbers that
 // lie at multiples of their size.
 template <typename Array>
 void aligned(const Array& array, const char* name, std::size_t bytes = sizeof(typename Array::Scalar)) {
-    require(reinterpret_cast<std::uintptr_t>(array.data()) % bytes == 0, name);
+    if (reinterpret_cast<std::uintptr_t>(array.data()) % bytes != 0)
+        throw std::invalid_argument("an address is no multiple of " + std::to_string(bytes) + ": " + name);
 }
 
 template <typename Array>
@@ -47,9 +55,13 @@ void is(const Array& array, std::initializer_list<std::int64_t> shape, const cha
     aligned(array, name);
 }
 
+inline void require_iterations(int iterations) {
+    refuse_if(iterations < 1 || iterations > MOST_ITERATIONS, "iterations must be from 1 to 10,000");
+}
+
 // first .. last of a window of so many rows; none where last is the one before first.
 inline void require_window(std::int64_t first, std::int64_t last, std::int64_t rows) {
-    require(0 <= first && first <= rows && -1 <= last && last < rows, "first and last are rows of the window");
+    refuse_if(first < 0 || first > rows || last < -1 || last >= rows, "first and last must be rows of the window");
 }
 
 }  // namespace narrows

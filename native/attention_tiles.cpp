@@ -26,33 +26,36 @@ Attention attention_of(const In3& q, const In2& window, const Integers1& first, 
                        const In1& sink) {
     const std::int64_t rows = q.shape(0), heads = q.shape(1), dim = q.shape(2), count = tiles.shape(0);
     require(heads > 0 && dim > 0, "q [N, H, c] of at least one head and channel");
+    is(q, {rows, heads, dim}, "q [N, H, c]");
     is(sink, {heads}, "sink [H]");
     is(window, {rows_of(window), dim}, "window [M, c]");
     is(first, {rows}, "first [N]");
     is(last, {rows}, "last [N]");
     is(tiles, {count, 3}, "tiles [T, 3]");
-    require(storage.has_value() == table.has_value() && storage.has_value() == visible.has_value(),
-            "storage, table and visible belong together");
-    require(storage || !selected, "entries are selected, and there are none");
+    refuse_if(storage.has_value() != table.has_value() || storage.has_value() != visible.has_value(),
+              "storage, table and visible belong together");
+    refuse_if(!storage && selected, "entries are selected, and there are none");
     Attention a{};
     a.heads = heads, a.dim = dim;
     a.q = q.data(), a.sink = sink.data(), a.window = window.data();
     a.first = first.data(), a.last = last.data(), a.tiles = tiles.data();
     if (storage) {
         is(*storage, {rows_of(*storage), dim}, "storage [E, c]");
+        is(*table, {rows_of(*table), static_cast<std::int64_t>(table->shape(1))}, "table [S, n]");
         is(*visible, {rows}, "visible [N]");
-        require(block > 0, "blocks of at least one entry");
+        refuse_if(block < 1, "blocks must have at least one entry");
         a.storage = storage->data(), a.table = table->data(), a.visible = visible->data();
         a.blocks = table->shape(1), a.block = block;
     }
     if (selected) {
-        require(rows_of(*selected) == rows && selected->shape(1) > 0, "selected [N, k]");
+        require(selected->shape(1) > 0, "selected [N, k]");
+        is(*selected, {rows, static_cast<std::int64_t>(selected->shape(1))}, "selected [N, k]");
         a.selected = selected->data(), a.chosen = selected->shape(1);
     }
     std::int64_t covered = 0;
     for (std::int64_t t = 0; t < count; ++t) {
         const std::int64_t begin = a.tiles[3 * t], size = a.tiles[3 * t + 1], segment = a.tiles[3 * t + 2];
-        require(0 <= begin && 0 < size && size <= rows && begin <= rows - size, "tiles of rows that there are");
+        refuse_if(begin < 0 || size < 1 || size > rows || begin > rows - size, "tiles must be of rows that there are");
         covered += size;
         std::int64_t least = a.first[begin], most = a.last[begin], entries = 0;
         for (std::int64_t n = begin; n < begin + size; ++n) {
@@ -65,13 +68,13 @@ Attention attention_of(const In3& q, const In2& window, const Integers1& first, 
         a.entry_keys = std::max(a.entry_keys, entries);
         if (!storage) continue;
         require(0 <= segment && segment < rows_of(*table), "table [S, n] of all segments");
-        require(entries <= 0 || (entries - 1) / block < a.blocks, "visible entries are in the table");
+        refuse_if(entries > 0 && (entries - 1) / block >= a.blocks, "visible entries must be in the table");
         for (std::int64_t b = 0; b < a.blocks && b * block < entries; ++b) {
             const std::int64_t row = a.table[segment * a.blocks + b], held = std::min(block, entries - b * block);
-            require(0 <= row && row <= rows_of(*storage) - held, "visible entries are in the storage");
+            refuse_if(row < 0 || row > rows_of(*storage) - held, "visible entries must be in the storage");
         }
     }
-    require(covered == rows, "tiles of every row once");
+    refuse_if(covered != rows, "tiles must have every row once");
     return a;
 }
 
@@ -110,7 +113,7 @@ void attention_gradient(In3 q, In2 window, Integers1 first, Integers1 last, Inte
     is(by_out, {rows, heads, dim}, "by_out [N, H, c]");
     is(by_q, {rows, heads, dim}, "by_q [N, H, c]");
     is(by_window, {rows_of(window), dim}, "by_window [M, c]");
-    require(by_storage.has_value() == storage.has_value(), "by_storage where there is a storage");
+    refuse_if(by_storage.has_value() != storage.has_value(), "by_storage and storage belong together");
     if (storage) is(*by_storage, {rows_of(*storage), dim}, "by_storage [E, c]");
     is(by_sink, {heads}, "by_sink [H]");
     nb::gil_scoped_release release;

@@ -254,7 +254,7 @@ Network::Network(nb::dict config, nb::dict matrices, nb::dict arrays, std::int64
         draft.head = {hyper(bind, "mtp.0.hc_head", STREAMS, 1, c), bind.floats("mtp.0.norm.weight", c.hidden)};
         bound.drafts.push_back(draft);
     }
-    require(prefetch >= 0, "prefetch from 0");
+    refuse_if(prefetch < 0, "prefetch must be from 0 on");
     if (prefetch) bound.prefetch = std::make_unique<Prefetch>(bound, prefetch);
 }
 

@@ -29,7 +29,7 @@ std::vector<StepSegment> segments_of(const Integers2& given, std::int64_t rows) 
     for (std::size_t s = 0; s < given.shape(0); ++s) {
         const std::int64_t* one = given.data() + 3 * s;
         require(0 < one[0] && one[0] <= rows - first, "the segments' rows are the step's");
-        for (const StepSegment& other : segments) require(other.slot != one[2], "a slot a segment");
+        for (const StepSegment& other : segments) refuse_if(other.slot == one[2], "two segments of a step share a slot");
         segments.push_back({one[0], one[1], one[2], first});
         first += one[0];
     }
@@ -39,7 +39,7 @@ std::vector<StepSegment> segments_of(const Integers2& given, std::int64_t rows) 
 
 // As many as are wanted, or as are ever made: machines have more cores than that.
 int threads_of(int threads) {
-    require(0 < threads, "threads from 1");
+    refuse_if(threads < 1, "threads must be at least 1");
     return std::min(threads, MOST_THREADS);
 }
 
@@ -86,7 +86,7 @@ void linear(In2 x, const Matrix& matrix, bool exact, int threads, Out2 out) {
     const std::int64_t rows = x.shape(0), padded = padded_columns(w.columns);
     is(x, {rows, w.columns}, "x [N, columns]");
     is(out, {rows, w.rows}, "out [N, rows]");
-    require(!exact || w.format == Format::BF16, "exact inputs with bf16 weights only");
+    refuse_if(exact && w.format != Format::BF16, "exact inputs need bf16 weights");
     threads = threads_of(threads);
     nb::gil_scoped_release release;
     std::vector<std::uint16_t> rounded(exact ? 0 : rows * padded);
@@ -127,13 +127,13 @@ void decode_rows(const FormatArguments& format, Bytes2 stored, Out2 out) {
 }
 
 void require_blocks(const Tables& tables, std::int64_t row, std::int64_t entries, std::int64_t block, std::int64_t blocks) {
-    require(block > 0, "blocks of at least one entry");
+    refuse_if(block < 1, "blocks must have at least one entry");
     const std::int64_t needed = entries / block + (entries % block != 0);
-    require(needed <= static_cast<std::int64_t>(tables.shape(1)), "a table as long as what is visible");
-    require(entries <= MOST_ENTRIES, "entries that 32 bits can number");
+    require(needed <= static_cast<std::int64_t>(tables.shape(1)), "tables [S, n] as long as what is visible");
+    refuse_if(entries > MOST_ENTRIES, "entries must be so few that 32 bits can number them");
     for (std::int64_t b = 0; b < needed; ++b) {
         const std::int32_t number = tables.data()[row * tables.shape(1) + b];
-        require(0 <= number && number < blocks, "blocks that there are");
+        refuse_if(number < 0 || number >= blocks, "tables must name blocks that there are");
     }
 }
 
@@ -150,9 +150,9 @@ void index_topk(In3 queries, In2 weights, Integers1 visible, Bytes3 keys, Tables
     const RowFormat f = row_format(format);
     require(f.features == dim && static_cast<std::int64_t>(keys.shape(2)) == f.bytes(), "keys [blocks, block, bytes]");
     is(tables, {1, static_cast<std::int64_t>(tables.shape(1))}, "tables [1, n]");
-    require(0 < splits && splits <= 64, "splits from 1 to 64");
+    refuse_if(splits < 1 || splits > 64, "splits must be from 1 to 64");
     for (std::int64_t n = 0; n < rows; ++n)
-        require(0 <= visible.data()[n] && (n == 0 || visible.data()[n - 1] <= visible.data()[n]), "visible ascending");
+        refuse_if(visible.data()[n] < (n == 0 ? 0 : visible.data()[n - 1]), "visible must be ascending, from 0 on");
     if (rows == 0) return;
     require_blocks(tables, 0, visible.data()[rows - 1], keys.shape(1), keys.shape(0));
     nb::gil_scoped_release release;
@@ -191,7 +191,8 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
     is(tiles, {static_cast<std::int64_t>(tiles.shape(0)), 3}, "tiles [T, 3]");
     is(sink, {heads}, "sink [H]");
     is(out, {rows, heads, dim}, "out [N, H, c]");
-    require(entries.has_value() == visible.has_value() && (entries || !selected), "entries and visible belong together");
+    refuse_if(entries.has_value() != visible.has_value(), "entries and visible belong together");
+    refuse_if(!entries && selected, "entries are selected, and there are none");
     Attention a{};
     a.heads = heads, a.dim = dim, a.q = q.data(), a.sink = sink.data();
     a.first = first.data(), a.last = last.data(), a.tiles = tiles.data(), a.format = &f;
@@ -210,7 +211,7 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
     std::int64_t covered = 0;
     for (std::size_t t = 0; t < tiles.shape(0); ++t) {
         const std::int64_t begin = a.tiles[3 * t], size = a.tiles[3 * t + 1], segment = a.tiles[3 * t + 2];
-        require(0 <= begin && 0 < size && size <= rows - begin, "tiles of rows that there are");
+        refuse_if(begin < 0 || size < 1 || size > rows || begin > rows - size, "tiles must be of rows that there are");
         covered += size;
         std::int64_t least = a.first[begin], most = a.last[begin];
         for (std::int64_t n = begin; n < begin + size; ++n) {
@@ -218,13 +219,13 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
             least = std::min(least, a.first[n]), most = std::max(most, a.last[n]);
             if (!visible) continue;
             require(0 <= segment && segment < static_cast<std::int64_t>(tables.shape(0)), "tables [S, n]");
-            require(visible->data()[n] >= 0, "visible [N] from 0");
+            refuse_if(visible->data()[n] < 0, "visible must be from 0 on");
             require_blocks(tables, segment, visible->data()[n], entries->shape(1), entries->shape(0));
             a.entry_keys = std::max(a.entry_keys, visible->data()[n]);
         }
         a.window_keys = std::max(a.window_keys, most + 1 - least);
     }
-    require(covered == rows, "tiles of every row once");
+    refuse_if(covered != rows, "tiles must have every row once");
     if (selected) {
         require(selected->shape(1) > 0, "selected [N, k]");
         is(*selected, {rows, static_cast<std::int64_t>(selected->shape(1))}, "selected [N, k]");
@@ -264,7 +265,7 @@ void hyper_pre(In3 streams, In2 fn, In1 base, In1 scale, float eps, float norm_e
     is(out, {rows, d}, "out [N, d]");
     is(post, {rows, STREAMS}, "post [N, 4]");
     is(comb, {rows, STREAMS * STREAMS}, "comb [N, 16]");
-    require(iterations > 0 && iterations <= 10'000, "iterations from 1 to 10,000");
+    require_iterations(iterations);
     nb::gil_scoped_release release;
     std::vector<float> mixed(rows * mixes);
     if (rows == 0) return;
@@ -276,6 +277,7 @@ void hyper_pre(In3 streams, In2 fn, In1 base, In1 scale, float eps, float norm_e
 // logits [V] -> whether all are finite, the first of the largest, log Σ e^x.
 std::tuple<bool, std::int64_t, double> summarize(In1 logits) {
     require(logits.shape(0) > 0, "logits [V], V from 1");
+    is(logits, {static_cast<std::int64_t>(logits.shape(0))}, "logits [V]");
     const LogitsSummary found = k().summarize(logits.data(), logits.shape(0));
     return {found.finite, found.largest, found.log_sum};
 }

@@ -23,7 +23,6 @@ namespace {
 
 constexpr std::int64_t IGNORED = -100;  // the target of a row that counts nothing
 constexpr std::int64_t PART = 64;  // rows a thread takes at a time
-constexpr int MOST_ITERATIONS = 10'000;  // of Sinkhorn's: its gradient keeps them all
 
 struct Choice {
     std::string name;
@@ -141,7 +140,7 @@ void sinkhorn(In3 logits, int iterations, float eps, Out3 result) {
     const std::int64_t rows = logits.shape(0);
     is(logits, {rows, STREAMS, STREAMS}, "logits [N, 4, 4]");
     is(result, {rows, STREAMS, STREAMS}, "result [N, 4, 4]");
-    require(0 < iterations && iterations <= MOST_ITERATIONS, "iterations from 1 to 10,000");
+    require_iterations(iterations);
     nb::gil_scoped_release release;
     parallel(rows, 4 * PART, [&](std::int64_t begin, std::int64_t end) {
         k().sinkhorn(begin, end, iterations, eps, logits.data(), result.data());
@@ -153,7 +152,7 @@ void sinkhorn_gradient(In3 logits, int iterations, float eps, In3 by_result, Out
     is(logits, {rows, STREAMS, STREAMS}, "logits [N, 4, 4]");
     is(by_result, {rows, STREAMS, STREAMS}, "by_result [N, 4, 4]");
     is(by_logits, {rows, STREAMS, STREAMS}, "by_logits [N, 4, 4]");
-    require(0 < iterations && iterations <= MOST_ITERATIONS, "iterations from 1 to 10,000");
+    require_iterations(iterations);
     nb::gil_scoped_release release;
     parallel(rows, 4 * PART, [&](std::int64_t begin, std::int64_t end) {
         k().sinkhorn_gradient(begin, end, iterations, eps, logits.data(), by_result.data(), by_logits.data());
@@ -162,6 +161,7 @@ void sinkhorn_gradient(In3 logits, int iterations, float eps, In3 by_result, Out
 
 void rms_norm(In2 x, std::optional<In1> weight, float eps, Out2 result, Out1 inverse) {
     const std::int64_t rows = x.shape(0), d = x.shape(1);
+    is(x, {rows, d}, "x [N, d]");
     if (weight) is(*weight, {d}, "weight [d]");
     is(result, {rows, d}, "result [N, d]");
     is(inverse, {rows}, "inverse [N]");
@@ -174,6 +174,7 @@ void rms_norm(In2 x, std::optional<In1> weight, float eps, Out2 result, Out1 inv
 void rms_norm_gradient(In2 x, std::optional<In1> weight, In1 inverse, In2 by_result, Out2 by_x,
                        std::optional<Out1> by_weight) {
     const std::int64_t rows = x.shape(0), d = x.shape(1);
+    is(x, {rows, d}, "x [N, d]");
     if (weight) is(*weight, {d}, "weight [d]");
     is(inverse, {rows}, "inverse [N]");
     is(by_result, {rows, d}, "by_result [N, d]");
@@ -198,6 +199,7 @@ void rms_norm_gradient(In2 x, std::optional<In1> weight, In1 inverse, In2 by_res
 template <typename Array>
 std::int64_t common_stride(const Array& a, const Array& b, const char* names) {
     const std::int64_t rows = a.shape(0), width = a.shape(1);
+    is(a, {rows, width}, names);
     is(b, {rows, width}, names);
     require(width <= 1 || (a.stride(1) == 1 && b.stride(1) == 1), names);
     require(rows <= 1 || a.stride(0) == b.stride(0), names);
@@ -231,10 +233,13 @@ void swiglu_gradient(Rows gate, Rows up, float limit, In2 by_result, OutRows by_
 
 void cross_entropy(Out2 logits, Integers1 targets, Out1 losses) {
     const std::int64_t rows = logits.shape(0), vocab = logits.shape(1);
+    is(logits, {rows, vocab}, "logits [N, vocab]");
     is(targets, {rows}, "targets [N]");
     is(losses, {rows}, "losses [N]");
-    for (std::int64_t n = 0; n < rows; ++n) require(targets.data()[n] == IGNORED || (targets.data()[n] >= 0 && targets.data()[n] < vocab),
-                "targets of the vocabulary, or -100");
+    for (std::int64_t n = 0; n < rows; ++n) {
+        const std::int64_t target = targets.data()[n];
+        refuse_if(target != IGNORED && (target < 0 || target >= vocab), "targets must be of the vocabulary, or -100");
+    }
     nb::gil_scoped_release release;
     parallel(rows, 8, [&](std::int64_t begin, std::int64_t end) {
         k().cross_entropy(begin, end, vocab, logits.data(), targets.data(), losses.data());

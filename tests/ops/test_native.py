@@ -24,7 +24,7 @@ from narrows.ops.norm import rms_norm
 from narrows.ops.pages import Pages
 from narrows.ops.sparse_attention import Entries, Window, sparse_attention
 from narrows.ops.tiles import Tiles
-from tests.ops.computed import Draw, Outcome, assert_close, kernels, normal, threads
+from tests.ops.computed import Draw, Outcome, assert_close, kernels, misaligned, normal, threads
 
 if native.kernels is None and not any(map(shutil.which, ("c++", "g++", "clang++"))):
     pytest.skip("narrows was installed without a C++ compiler", allow_module_level=True)
@@ -388,6 +388,16 @@ def test_tensors_that_do_not_fit_are_refused(kernel: str, misfit: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_numbers_at_odd_addresses_are_refused(kernel: str) -> None:
+    for place, argument in enumerate(arguments(kernel)):
+        if isinstance(argument, Tensor):
+            passed = arguments(kernel)
+            passed[place] = misaligned(argument)
+            with pytest.raises(ValueError, match="an address is no multiple of"):
+                getattr(kernels, kernel)(*passed)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_a_wrong_number_of_arguments_is_refused(kernel: str) -> None:
     for passed in (arguments(kernel)[:-1], [*arguments(kernel), 1], []):
         with pytest.raises(TypeError):
@@ -402,7 +412,7 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
             with pytest.raises(ValueError, match="iterations"):
                 getattr(kernels, kernel)(*passed)
     logits, _, losses = arguments("cross_entropy")
-    with pytest.raises(ValueError, match="targets of the vocabulary"):
+    with pytest.raises(ValueError, match="targets must be of the vocabulary"):
         kernels.cross_entropy(logits, torch.tensor([0, D, 0]), losses)
     for place, numbers, match in [
         (2, [0, -1, 2], "rows of the window"),

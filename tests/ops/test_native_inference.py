@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,8 @@ from narrows.ops.quantize import quantize_fp8, quantize_mxfp4
 from narrows.ops.row_format import FP4Keys, FP8Entries, Plain, RowFormat
 from narrows.ops.topk import top_k
 from tests.draws import scaled
-from tests.ops.computed import assert_close, computed, kernels, normal
+from tests.ops import fuzzing
+from tests.ops.computed import assert_close, computed, kernels, misaligned, normal
 from tests.ops.scenes import Scene, Segment, scenes
 
 if kernels is None:
@@ -484,12 +487,12 @@ def test_what_is_read_of_the_streams_is_what_float64_reads(seed: int, rows: int,
 BIG = 2**63 - 1
 
 
-def a_search(visible: list[int], *, block: int = 4, shape: tuple[int, int] = (1, 1)) -> None:
+def a_search(visible: list[int], *, block: int = 4, shape: tuple[int, int] = (1, 1), splits: int = 1) -> None:
     rows, heads = shape
     keys, table = torch.zeros(2, block, 16, dtype=torch.uint8), torch.tensor([[0, 1]], dtype=torch.int32)
     index_topk(
         *(torch.zeros(rows, heads, 8), torch.zeros(rows, heads), torch.tensor(visible), keys, table),
-        *(Plain(8, torch.bfloat16), 2, 1),
+        *(Plain(8, torch.bfloat16), 2, splits),
     )
 
 
@@ -511,8 +514,8 @@ def an_attention(
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: a_search([9]), "a table as long"),
-        (lambda: a_search([BIG]), "a table as long"),
+        (lambda: a_search([9]), "as long as what is visible"),
+        (lambda: a_search([BIG]), "as long as what is visible"),
         (lambda: a_search([-1]), "ascending"),
         (lambda: a_search([2, 1], shape=(2, 1)), "ascending"),
         (lambda: a_search([0], block=0), "at least one entry"),
@@ -520,8 +523,8 @@ def an_attention(
         (lambda: an_attention(last=1), "rows of the window"),
         (lambda: an_attention(first=-1), "rows of the window"),
         (lambda: an_attention(first=5, last=-BIG), "rows of the window"),
-        (lambda: an_attention(visible=[2]), "a table as long"),
-        (lambda: an_attention(visible=[BIG]), "a table as long"),
+        (lambda: an_attention(visible=[2]), "as long as what is visible"),
+        (lambda: an_attention(visible=[BIG]), "as long as what is visible"),
         (lambda: an_attention(visible=[0], block=0), "at least one entry"),
         (lambda: an_attention(visible=[]), r"visible \[N\]"),
         (lambda: an_attention(visible=[1], chosen=0), "selected"),
@@ -534,8 +537,9 @@ def an_attention(
             "power of two",
         ),
         (lambda: kernels.encode_rows(("fp8_entries", 4, 6), torch.zeros(0, 4), torch.zeros(0, 1).byte()), "more RoPE"),
-        (lambda: linear(torch.zeros(1, 32), packed("fp8", 0, 1, 32), exact=True), "bf16 weights only"),
-        (lambda: linear(torch.zeros(1, 32), packed("fp8", 0, 1, 32), threads=0), "threads from 1"),
+        (lambda: linear(torch.zeros(1, 32), packed("fp8", 0, 1, 32), exact=True), "need bf16 weights"),
+        (lambda: linear(torch.zeros(1, 32), packed("fp8", 0, 1, 32), threads=0), "^threads must be at least 1"),
+        (lambda: a_search([0], splits=65), "^splits must be from 1 to 64"),
         (lambda: linear(torch.zeros(1, 33), packed("fp8", 0, 1, 32)), "columns"),
     ],
 )
@@ -548,7 +552,20 @@ def test_numbers_that_do_not_fit_are_refused(call: Callable[[], object], said: s
 def test_numbers_that_lie_at_any_byte_are_refused(offset: int) -> None:
     """Or read like others: but a loop that a compiler made may fault there."""
     x = torch.frombuffer(bytearray(4 * 64 + offset), dtype=torch.float32, offset=offset).view(2, 32)
-    with pytest.raises(ValueError, match="x"):
+    with pytest.raises(ValueError, match="an address is no multiple of 4: x"):
         linear(x, packed("bf16", 0, 70, 32))
-    with pytest.raises(ValueError, match="out"):
+    with pytest.raises(ValueError, match="an address is no multiple of 4: out"):
         kernels.linear(torch.zeros(2, 32), bound(packed("bf16", 0, 32, 32)), False, 1, x)
+
+
+@pytest.mark.parametrize("op", fuzzing.OPS, ids=lambda op: op.__name__)
+def test_every_op_refuses_numbers_that_lie_at_any_byte(op: Callable[[Random], list[Any]]) -> None:
+    """But for bytes, which do."""
+    for seed in range(20):
+        fitting = op(Random(seed))
+        getattr(kernels, op.__name__)(*fitting)
+        for place, argument in enumerate(fitting):
+            if isinstance(argument, Tensor) and argument.numel() and argument.element_size() > 1:
+                passed = [*fitting[:place], misaligned(argument), *fitting[place + 1 :]]
+                with pytest.raises(ValueError, match="an address is no multiple of"):
+                    getattr(kernels, op.__name__)(*passed)
