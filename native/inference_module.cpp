@@ -22,7 +22,8 @@ namespace {
 using Bytes2 = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using OutIntegers2 = nb::ndarray<std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-std::vector<StepSegment> segments_of(const Integers2& given, std::int64_t rows) {
+// Row by row a position: past, past + 1, ... in each segment.
+std::vector<StepSegment> segments_of(const Integers2& given, const Integers1& positions, std::int64_t rows) {
     is(given, {static_cast<std::int64_t>(given.shape(0)), 3}, "segments [S, 3]: rows, past, slot");
     std::vector<StepSegment> segments;
     std::int64_t first = 0;
@@ -34,6 +35,12 @@ std::vector<StepSegment> segments_of(const Integers2& given, std::int64_t rows) 
         first += one[0];
     }
     require(first == rows, "the segments' rows are the step's");
+    is(positions, {rows}, "positions [N]");
+    for (const StepSegment& segment : segments)
+        for (std::int64_t r = 0; r < segment.rows; ++r)  // unsigned: anything may be given
+            refuse_if(static_cast<std::uint64_t>(positions.data()[segment.first + r]) !=
+                          static_cast<std::uint64_t>(segment.past) + static_cast<std::uint64_t>(r),
+                      "the positions are not those of the segments' rows: past, past + 1, ... in each segment");
     return segments;
 }
 
@@ -43,23 +50,24 @@ int threads_of(int threads) {
     return std::min(threads, MOST_THREADS);
 }
 
-void step(Network& network, Integers1 tokens, Integers2 segments, const History& history, int threads, Out3 streams) {
+void step(Network& network, Integers1 tokens, Integers1 positions, Integers2 segments, const History& history,
+          int threads, Out3 streams) {
     const std::int64_t rows = tokens.shape(0);
     is(tokens, {rows}, "tokens [N]");
     is(streams, {rows, STREAMS, network.bound.config.hidden}, "streams [N, 4, d]");
-    const auto given = segments_of(segments, rows);
+    const auto given = segments_of(segments, positions, rows);
     threads = threads_of(threads);
     nb::gil_scoped_release release;
     network.bound.step(tokens.data(), given, history.view, threads, streams.data());
 }
 
-void draft_step(Network& network, Integers1 tokens, Integers2 segments, const History& history, int threads,
-                In3 streams, Out3 out) {
+void draft_step(Network& network, Integers1 tokens, Integers1 positions, Integers2 segments, const History& history,
+                int threads, In3 streams, Out3 out) {
     const std::int64_t rows = tokens.shape(0);
     is(tokens, {rows}, "tokens [N]");
     is(streams, {rows, STREAMS, network.bound.config.hidden}, "streams [N, 4, d]");
     is(out, {rows, STREAMS, network.bound.config.hidden}, "out [N, 4, d]");
-    const auto given = segments_of(segments, rows);
+    const auto given = segments_of(segments, positions, rows);
     threads = threads_of(threads);
     nb::gil_scoped_release release;
     network.bound.draft_step(tokens.data(), given, history.view, threads, streams.data(), out.data());
@@ -296,10 +304,10 @@ void define_inference(nb::module_& m) {
     nb::class_<Network>(m, "Network", "A network's weights, bound once.")
         .def(nb::init<nb::dict, nb::dict, nb::dict, std::int64_t>(), "config"_a, "matrices"_a, "arrays"_a, "prefetch"_a)
         .def("prefetched", &prefetched)
-        .def("step", &step, "tokens"_a.noconvert(), "segments"_a.noconvert(), "history"_a, "threads"_a,
-             "streams"_a.noconvert())
-        .def("draft_step", &draft_step, "tokens"_a.noconvert(), "segments"_a.noconvert(), "history"_a, "threads"_a,
-             "streams"_a.noconvert(), "out"_a.noconvert())
+        .def("step", &step, "tokens"_a.noconvert(), "positions"_a.noconvert(), "segments"_a.noconvert(), "history"_a,
+             "threads"_a, "streams"_a.noconvert())
+        .def("draft_step", &draft_step, "tokens"_a.noconvert(), "positions"_a.noconvert(), "segments"_a.noconvert(),
+             "history"_a, "threads"_a, "streams"_a.noconvert(), "out"_a.noconvert())
         .def("logits", &logits, "streams"_a.noconvert(), "draft"_a, "threads"_a, "out"_a.noconvert());
     m.def("linear", &linear, "x"_a.noconvert(), "matrix"_a, "exact"_a, "threads"_a, "out"_a.noconvert());
     m.def("encode_rows", &encode_rows, "format"_a, "rows"_a.noconvert(), "out"_a.noconvert());

@@ -355,7 +355,54 @@ def test_a_step_that_is_refused_says_why() -> None:
         step(torch.tensor([1, 2, TINY.vocab_size]), Segment(3), history_of(drawn, 1))
     with pytest.raises(ValueError, match="the segments' rows"):
         step(text, Segment(3), history_of(drawn, 1))
+    history = history_of(drawn, 1)
+    history.bind(0, [0])
+    with pytest.raises(ValueError, match="the positions are not those"):
+        network(text[:3], torch.tensor([0, 1, 3]), [Segment(3)], history)
     for width in ("head_dim", "index_head_dim"):
         other = replace(drawn, config=TINY.model_copy(update={width: 16}))
         with pytest.raises(ValueError, match="history"):
             step(text[:3], Segment(3), history_of(other, 1))
+
+
+def test_a_step_that_is_refused_costs_no_slot_its_history() -> None:
+    """Whatever is wrong with it: what comes next is computed as if it had not been tried."""
+    drawn = Drawn(TINY, Precision.BF16, INSTRUCTION_SETS[0], 0, (6,))
+    network, text = drawn.packed, drawn.texts[0]
+    history, mtp = history_of(drawn, 1), PagedHistory.for_mtp(TINY, precision=drawn.precision)
+    history.bind(0, list(range(history.blocks_for(6))))
+    logits, drafts = in_one(network, drawn, 0)
+    parts = [(text[:4], text[1:5]), (text[4:6], text[5:7])]
+    found = []
+    for tokens, after in parts:
+        segments = [history.segment(len(tokens))]
+        positions, streams = positions_of(segments), torch.zeros(len(tokens), 4, TINY.hidden_size)
+        for wrong in (tokens.int(), tokens + TINY.vocab_size, tokens[1:], tokens[None]):
+            with pytest.raises((TypeError, ValueError)):
+                network(wrong, positions, segments, history)
+            with pytest.raises((TypeError, ValueError)):
+                network.mtp_forward(wrong, positions, segments, streams, mtp)
+        for wrong in (positions + 1, positions.int(), positions[1:]):
+            with pytest.raises((TypeError, ValueError)):
+                network(tokens, wrong, segments, history)
+            with pytest.raises((TypeError, ValueError)):
+                network.mtp_forward(after, wrong, segments, streams, mtp)
+        streams = network(tokens, positions, segments, history)
+        found.append((streams, network.mtp_forward(after, positions, segments, streams, mtp)))
+    assert torch.equal(torch.cat([network.logits(streams) for streams, _ in found]), logits)
+    assert torch.equal(torch.cat([network.mtp_logits(streams) for _, streams in found]), drafts)
+    with pytest.raises(ValueError, match="at least one segment"):
+        network(text[:0], text[:0], [], history)
+
+
+def test_how_streams_lie_in_memory_does_not_matter() -> None:
+    drawn = Drawn(TINY, Precision.BF16, INSTRUCTION_SETS[0], 0, (3,))
+    network, text, segments = drawn.packed, drawn.texts[0], [Segment(3)]
+    streams = torch.randn(TINY.hidden_size, 4, 3).permute(2, 1, 0)
+
+    def computed_from(streams: Tensor) -> tuple[Tensor, Tensor]:
+        mtp = PagedHistory.for_mtp(TINY, precision=drawn.precision)
+        return network.logits(streams), network.mtp_forward(text[1:], positions_of(segments), segments, streams, mtp)
+
+    for one, other in zip(computed_from(streams), computed_from(streams.contiguous()), strict=True):
+        assert torch.equal(one, other)

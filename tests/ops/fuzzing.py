@@ -52,12 +52,18 @@ class Sound:
     def streams(self) -> Tensor:
         """What it computes of some tokens, from an empty history."""
         out = torch.zeros(5, 4, HIDDEN)
-        self.network.step(TOKENS.clone(), SEGMENTS.clone(), self.history, 1, out)
+        self.network.step(TOKENS.clone(), positions_of(SEGMENTS), SEGMENTS.clone(), self.history, 1, out)
         return out
 
 
 HIDDEN, VOCAB = 12, 40
 TOKENS, SEGMENTS = torch.tensor([3, 1, 4, 1, 5]), torch.tensor([[3, 0, 1], [2, 0, 0]])
+
+
+def positions_of(segments: Tensor) -> Tensor:
+    """Of five rows, if the segments have so many."""
+    rows = [past + row for count, past, _ in segments.tolist() for row in range(min(count, 6))]
+    return torch.tensor([min(position, 2**63 - 1) for position in rows[:5]])
 
 
 class _Watched:
@@ -385,7 +391,8 @@ class Fuzzer:
             return
         width = sound.made_of[0]["hidden_size"]
         for _ in range(2):
-            arguments = [TOKENS.clone(), any_segments(self.random), history, 2, torch.zeros(5, 4, width)]
+            segments = any_segments(self.random)
+            arguments = [TOKENS.clone(), positions_of(segments), segments, history, 2, torch.zeros(5, 4, width)]
             self.call("step", network.step, arguments)
         self.call("logits", network.logits, [torch.randn(5, 4, width), False, 1, torch.zeros(5, VOCAB)])
         self.call("prefetched", network.prefetched, [])
@@ -395,11 +402,12 @@ class Fuzzer:
         width, network = sound.made_of[0]["hidden_size"], sound.network
         tokens, streams = TOKENS.clone(), torch.zeros(5, 4, width)
         segments = any_segments(random) if random.random() < 0.5 else SEGMENTS.clone()
+        rows = [tokens, positions_of(segments), segments]
         match random.choice(["step", "step", "draft_step", "logits", "tables"]):
             case "step":
-                self.call("step", network.step, spoilt([tokens, segments, sound.history, 2, streams], random))
+                self.call("step", network.step, spoilt([*rows, sound.history, 2, streams], random))
             case "draft_step":
-                arguments = [tokens, segments, sound.drafts, 2, torch.randn(5, 4, width), streams]
+                arguments = [*rows, sound.drafts, 2, torch.randn(5, 4, width), streams]
                 self.call("draft_step", network.draft_step, spoilt(arguments, random))
             case "logits":
                 arguments = [torch.randn(5, 4, width), random.random() < 0.5, 2, torch.zeros(5, VOCAB)]
@@ -408,7 +416,7 @@ class Fuzzer:
                 tables = sound.history_made_of[3]
                 kept = tables.clone()
                 tables[1, random.randrange(2)] = random.choice([-1, 9, 2**31 - 1, -(2**31), 3])
-                self.call("step", network.step, [tokens, segments, sound.history, 1, streams])
+                self.call("step", network.step, [*rows, sound.history, 1, streams])
                 tables.copy_(kept)
 
     def check(self) -> None:

@@ -59,7 +59,8 @@ made = sound(Precision.BF16)
 def step(network, threads):
     out = torch.zeros(30, 4, HIDDEN)
     tokens, segments = torch.arange(30) % VOCAB, torch.tensor([[20, 0, 1], [6, 0, 0], [4, 0, 2]])
-    network.network.step(tokens, segments, network.history, threads, out)
+    positions = torch.cat([torch.arange(rows) for rows in (20, 6, 4)])
+    network.network.step(tokens, positions, segments, network.history, threads, out)
     return out
 alone = step(made, 1)
 """

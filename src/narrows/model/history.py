@@ -188,6 +188,10 @@ class SlotHistory:
         # From here layer after layer moves on: a slot whose step ends before `commit` holds neither state.
         self._unfinished.update(slots)
 
+    def withdraw(self, segments: Sequence[Segment]) -> None:
+        """The step that has begun came to nothing before it stored anything: its slots hold what they held."""
+        self._unfinished.difference_update(segment.slot for segment in segments)
+
     def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
         slots, stored = self.recent[layer, name], self.layout.recent[layer, name].format
         rings = [slots[segment.slot] for segment in step.segments]

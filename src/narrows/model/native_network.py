@@ -6,8 +6,7 @@ writes the same histories.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -109,10 +108,9 @@ class NativeNetwork:
         )
 
     def __call__(self, tokens: Tensor, positions: Tensor, segments: Sequence[Segment], history: PagedMemory) -> Tensor:
-        """`Network.forward`; the positions follow from the segments."""
+        """`Network.forward`. What does not fit is refused before anything is stored: it costs no slot its history."""
         streams = torch.empty(len(tokens), self.config.hc_mult, self.config.hidden_size)
-        with _under_way(segments, history) as memory:
-            self._bound.step(tokens, _table(segments), memory, torch.get_num_threads(), streams)
+        _run(self._bound.step, tokens, positions, segments, history, streams)
         return streams
 
     def logits(self, streams: Tensor) -> Tensor:
@@ -128,9 +126,9 @@ class NativeNetwork:
         history: PagedMemory,
     ) -> Tensor:
         """`Network.mtp_forward`."""
+        streams = streams.contiguous()
         out = torch.empty_like(streams)
-        with _under_way(segments, history) as memory:
-            self._bound.draft_step(next_tokens, _table(segments), memory, torch.get_num_threads(), streams, out)
+        _run(self._bound.draft_step, next_tokens, positions, segments, history, streams, out)
         return out
 
     def mtp_logits(self, streams: Tensor) -> Tensor:
@@ -165,14 +163,26 @@ class PagedMemory(Protocol):
     def tables(self) -> Tensor: ...
 
     def begin(self, segments: Sequence[Segment]) -> None: ...
+    def withdraw(self, segments: Sequence[Segment]) -> None: ...
     def commit(self, segments: Sequence[Segment]) -> None: ...
 
 
-@contextmanager
-def _under_way(segments: Sequence[Segment], history: PagedMemory) -> Iterator[Any]:
-    """Begin a step, give the history's memory as kernels take it, and commit unless the step fails."""
+def _run(
+    step: Callable[..., None],
+    tokens: Tensor,
+    positions: Tensor,
+    segments: Sequence[Segment],
+    history: PagedMemory,
+    *streams: Tensor,
+) -> None:
+    """Begin a step, have the kernels compute it in the history's memory, and commit, or withdraw what they refuse."""
+    table, memory = _table(segments), _memory(history)
     history.begin(segments)
-    yield _memory(history)
+    try:
+        step(tokens, positions, table, memory, torch.get_num_threads(), *streams)
+    except (TypeError, ValueError, MemoryError):  # all that kernels raise, which is before they write anything
+        history.withdraw(segments)
+        raise
     history.commit(segments)
 
 
@@ -208,4 +218,6 @@ def _bytes(memory: Tensor | None) -> Tensor | None:
 
 
 def _table(segments: Sequence[Segment]) -> Tensor:
+    if not segments:
+        return torch.empty(0, 3, dtype=torch.int64)  # which the kernels refuse in words of their own
     return torch.tensor([(segment.rows, segment.past, segment.slot) for segment in segments])

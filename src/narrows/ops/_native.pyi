@@ -132,9 +132,18 @@ class Network:
         prefetch: int,
     ) -> None: ...
     def prefetched(self) -> tuple[int, int, int, int, int]: ...
-    def step(self, tokens: Tensor, segments: Tensor, history: History, threads: int, streams: Tensor) -> None: ...
+    def step(
+        self, tokens: Tensor, positions: Tensor, segments: Tensor, history: History, threads: int, streams: Tensor
+    ) -> None: ...
     def draft_step(
-        self, tokens: Tensor, segments: Tensor, history: History, threads: int, streams: Tensor, out: Tensor
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Tensor,
+        history: History,
+        threads: int,
+        streams: Tensor,
+        out: Tensor,
     ) -> None: ...
     def logits(self, streams: Tensor, draft: bool, threads: int, out: Tensor) -> None: ...
 
