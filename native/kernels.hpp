@@ -12,6 +12,11 @@ namespace narrows {
 
 constexpr int STREAMS = 4;  // hc_mult: other numbers are left to the references
 
+// Of the results. Raise it with every change after which a kernel may give other bits for the same input: another order
+// of a sum, another place where something is rounded, another approximation. Histories that are kept on disk were
+// computed by one version, and no other goes on from them.
+constexpr int VERSION = 1;
+
 // What attention is called with: N rows of H heads and c channels in T tiles, which are consecutive rows of a segment.
 // In a batch, window and entries are floats; a history's rows (`format`) become floats as they are read.
 struct Attention {

@@ -278,6 +278,7 @@ void define(nb::module_& m, const char* name, void (*function)(Args...)) {
 
 NB_MODULE(_native, m) {
     m.doc() = "Kernels for CPUs; narrows.ops says what they compute.";
+    m.attr("VERSION") = VERSION;
     m.def("instruction_sets", [] {
         nb::list names;
         for (const Choice& option : available()) names.append(option.name);

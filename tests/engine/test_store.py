@@ -18,9 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.engine.paged_history import Contents, State
-from narrows.engine.store import Piece, PrefixStore
+from narrows.engine.store import Piece, PrefixStore, identity_of
 from narrows.errors import NarrowsError
+from narrows.model.network import Network
+from narrows.model.precision import Precision
+from narrows.model.presets import TINY
+from narrows.ops import native
 from tests.draws import scaled
+from tests.parity.configurations import randomised
 
 BLOCK = 4
 
@@ -137,6 +142,23 @@ def test_the_budget_holds_and_what_was_used_last_stays(tmp_path: Path) -> None:
         assert store.get(one), "what is asked for again and again was deleted"
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 3 * size + 10
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_whatever_computes_otherwise_is_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = randomised(Network(TINY), torch.Generator().manual_seed(5))
+    found = [identity_of(network), identity_of(network, Precision.BF16)]
+    network.round_inputs()
+    found.append(identity_of(network))
+    assert identity_of(network) == found[-1]
+    if native.available():
+        monkeypatch.setattr(native.kernels, "VERSION", native.kernels.VERSION + 1)
+        found.append(identity_of(network))
+    monkeypatch.setattr(native, "kernels", None)
+    found.append(identity_of(network))
+    with torch.no_grad():
+        network.norm.weight[0] += 1
+    found.append(identity_of(network))
+    assert len(set(found)) == len(found)
 
 
 def test_a_piece_without_its_beginning_is_not_used(tmp_path: Path) -> None:

@@ -49,9 +49,11 @@ class Prefixes:
 
 
 def identity_of(network: Forward, cache: Precision | None = None) -> str:
-    """What decides a history beside its tokens: configuration, weights, the precisions, and who computes."""
+    """What decides a history beside its tokens: configuration, weights, the precisions, and who computes: which kernels
+    of which version, since another order of a sum is another history."""
     running = hashlib.sha256(json.dumps(network.config.to_dict(), sort_keys=True).encode())
-    running.update(native.kernels.instruction_set().encode() if native.available() else b"reference")
+    kernels = native.kernels
+    running.update(f"{kernels.instruction_set()} {kernels.VERSION}".encode() if native.available() else b"reference")
     running.update(repr(cache_formats(network.config, network.dtype, cache or network.cache)).encode())
     running.update(network.fingerprint().encode())
     return running.hexdigest()

@@ -79,8 +79,14 @@ class Network(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def fingerprint(self) -> str:
-        """A hash of all weights: with tokens, configuration and cache it decides what comes out."""
-        running = hashlib.sha256()
+        """A hash of all weights and of which modules round their inputs: with tokens, configuration and cache it
+        decides what comes out."""
+        rounding = [
+            name
+            for name, module in self.named_modules()
+            if isinstance(module, Linear | Experts | Indexer) and module.rounds_inputs
+        ]
+        running = hashlib.sha256(repr(rounding).encode())
         for name, tensor in sorted(self.state_dict().items()):
             running.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             running.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
