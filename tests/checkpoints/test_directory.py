@@ -170,10 +170,11 @@ def test_a_disk_without_room_is_noticed_before_writing(tmp_path: Path, monkeypat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model", "new/model"])
+def test_a_folder_without_permission(tmp_path: Path, name: str) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(NarrowsError, match=f"{tmp_path} cannot be written to"):
-        save_network(make_network(), tmp_path / "model")
+        save_network(make_network(), tmp_path / name)
     assert names(tmp_path) == []
 
 
@@ -199,10 +200,31 @@ def test_existing_destinations_stay_as_they_are(tmp_path: Path) -> None:
     assert names(tmp_path / "folder") == []
 
 
-def test_a_parent_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere is not a folder; create it"):
-        save_network(make_network(), tmp_path / "nowhere/model")
+def test_folders_above_it_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = make_network()
+    save_network(network, "new/folders/model", precision="float32")
+    assert names(tmp_path / "new/folders") == ["model"]
+    assert_same_weights(load_network(tmp_path / "new/folders/model"), network)
+
+
+def test_a_disk_without_room_gets_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the disk of the nearest folder that there is."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", {tmp_path: usage}.__getitem__)
+    with pytest.raises(NarrowsError, match=f"{tmp_path}/new/folders/model needs .* 1,000 free"):
+        save_network(make_network(), tmp_path / "new/folders/model")
     assert names(tmp_path) == []
+
+
+def test_what_is_above_it_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        for below in ("model", "new/model"):
+            with pytest.raises(UsageError, match=rf"{name} is not a folder, so \S+/{name}/{below} cannot be made"):
+                save_network(make_network(), tmp_path / name / below)
+    assert names(tmp_path) == ["file", "link"]
 
 
 def test_the_directory_appears_at_the_end_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

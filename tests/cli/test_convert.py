@@ -242,7 +242,7 @@ def test_requests_that_cannot_be_right(
         ((source.parent / "nowhere", out / "model", "--precision", "bf16"), "nowhere does not exist"),
         ((source, out, "--precision", "bf16"), "out exists already"),
         ((source, source, "--precision", "bf16"), "source exists already"),
-        ((source, out / "a/b", "--precision", "bf16"), "a is not a folder"),
+        ((source, source / "config.json/a/b", "--precision", "bf16"), "config.json is not a folder"),
         ((source, out / "model", "--precision", "fp8", "--layout", "transformers"), "has no fp8 precision"),
         ((source, out / "model", "--precision", "int3"), "int3"),
         ((source, out / "model"), "--precision"),

@@ -322,6 +322,11 @@ def test_one_build_at_a_time_in_a_working_folder(stocked: Place) -> None:
     assert leftovers(stocked.folder) == []
 
 
+def test_folders_above_the_destination_are_made(stocked: Place) -> None:
+    """As in `narrows data build LIST runs/corpus` in a fresh clone."""
+    assert (stocked.build("runs/corpus", "runs/corpus.work") / "corpus.json").is_file()
+
+
 def test_a_destination_that_exists(place: Place) -> None:
     (place.folder / "corpus").mkdir()
     with pytest.raises(UsageError, match="exists already"):

@@ -20,15 +20,18 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def check_new(destination: Path, needed: int) -> None:
-    """Raise unless `destination` can become a new directory of `needed` bytes.
+    """Raise unless `destination` can become a new directory of `needed` bytes, and what is missing above it too.
 
-    UsageError if it exists already or its parent does not; NarrowsError if the disk has no room or forbids writing.
+    UsageError if it exists already or what is above it is no folder; NarrowsError if the disk has no room or forbids
+    writing.
     """
     if exists(destination) or os.path.islink(destination):
         raise UsageError(f"{destination} exists already; remove it or choose another name.")
     parent = destination.absolute().parent
+    while not exists(parent) and not os.path.islink(parent):
+        parent = parent.parent
     if not is_folder(parent):
-        raise UsageError(f"{parent} is not a folder; create it before writing {destination.name} into it.")
+        raise UsageError(f"{parent} is not a folder, so {destination} cannot be made; choose another name.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise NarrowsError(f"{parent} cannot be written to; choose a folder that you may write to.")
     free = shutil.disk_usage(parent).free
@@ -44,11 +47,12 @@ def new_directory(destination: Path) -> Iterator[Path]:
 
     Until then it is a hidden sibling, `.NAME.partial-…`, which is removed on errors; what a killed process left of one
     is removed by the next that writes the same destination. Everything is flushed to the disk before the renaming.
-    OSErrors, the block's included, become NarrowsErrors that name the destination.
+    Folders above it are made, and stay. OSErrors, the block's included, become NarrowsErrors that name the destination.
     """
     parent = destination.absolute().parent
     partial, lock = None, None
     try:
+        parent.mkdir(parents=True, exist_ok=True)
         with _locked(parent):
             _remove_leftovers(parent, destination.name)
             partial = parent / f".{destination.name}.partial-{secrets.token_hex(4)}"

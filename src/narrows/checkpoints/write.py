@@ -112,8 +112,8 @@ def write_checkpoint(
     """Write `source` as planned into the new directory `destination`; complete or absent, even if killed.
 
     One tensor at a time is in memory. `companions`: a directory whose tokenizer files and the like are copied along.
-    `progress` is called with the bytes of every weight written. UsageError if the destination exists or its parent
-    does not; NarrowsError if the disk is full or forbids it, or a weight cannot be stored in its format.
+    `progress` is called with the bytes of every weight written. UsageError if the destination exists or what is above
+    it is no folder; NarrowsError if the disk is full or forbids it, or a weight cannot be stored in its format.
     """
     destination = Path(destination)
     check_new(destination, plan.bytes)
