@@ -48,9 +48,8 @@ def train(
     if run.progress.step:
         console.print(f"{run.directory}: going on behind step {run.progress.step} of {read.steps}", highlight=False)
     if run.device.type == "cpu" and not native.available():
-        aside(
-            "narrows was built without its C++ kernels and trains slower; install a C++ compiler, then narrows again."
-        )
+        absence = native.why_none()
+        aside(f"training is slower without the kernels ({absence}); install a C++ compiler, then narrows again.")
     run.train(until)
     if run.progress.step < read.steps:
         return

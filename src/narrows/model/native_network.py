@@ -32,7 +32,7 @@ _SIZES = (
 def why_not(config: ModelConfig) -> str | None:
     """Why the kernels cannot run a network of this shape; None where they can."""
     if not native.available():
-        return "the package was installed without a compiler"
+        return native.why_none()
     wide = config.num_attention_heads // config.o_groups * config.head_dim
     limits = (
         (config.hc_mult == 4, f"hc_mult is {config.hc_mult}, not 4"),

@@ -7,17 +7,26 @@ from torch import Tensor
 
 from narrows.ops.row_format import FP4Keys, FP8Entries, RowFormat
 
+_absence = "the package was installed without a compiler"
 try:
-    from narrows.ops import _native as kernels
-except ImportError:  # installed without a compiler: the references do all the work
+    import narrows.ops._native as kernels
+except ModuleNotFoundError:  # the references do all the work
     kernels = None  # type: ignore[assignment]
+except ImportError as error:  # made for another system, or broken
+    kernels = None  # type: ignore[assignment]
+    _absence = f"the compiled module cannot be loaded: {error}"
 
-__all__ = ["available", "kernels", "plain", "result_like", "row_format", "rows", "serves"]
+__all__ = ["available", "kernels", "plain", "result_like", "row_format", "rows", "serves", "why_none"]
 
 
 def available() -> bool:
     """Whether there are kernels, whatever for."""
     return kernels is not None
+
+
+def why_none() -> str | None:
+    """Why there are no kernels; None where there are."""
+    return None if available() else _absence
 
 
 def serves(*tensors: Tensor | None) -> bool:
