@@ -73,6 +73,11 @@ inline std::int64_t most_of(const std::int64_t* numbers, std::int64_t begin, std
     return found;
 }
 
+// A type of this instruction set, so that no other shares what the library makes of it.
+struct Ascending {
+    bool operator()(std::int64_t a, std::int64_t b) const { return a < b; }
+};
+
 // What all rows of a tile have in common.
 struct Tile {
     std::int64_t begin, end, segment, first, last, visible;
@@ -186,7 +191,8 @@ struct Block {
         for (std::int64_t n = begin; n < end; ++n)
             for (const std::int64_t* entry = a.selected + n * a.chosen; entry < a.selected + (n + 1) * a.chosen; ++entry)
                 if (*entry >= 0 && *entry < a.visible[n]) found[count++] = *entry * MOST_ROWS + (n - begin);
-        if (!std::is_sorted(found, found + count)) std::sort(found, found + count);  // as a single row's mostly is
+        if (!std::is_sorted(found, found + count, Ascending{}))  // as a single row's mostly is
+            std::sort(found, found + count, Ascending{});
         for (std::int64_t i = 0; i < count;) {
             const std::int64_t entry = found[i] / MOST_ROWS;
             std::uint32_t seen = 0;
