@@ -13,6 +13,7 @@ namespace narrows {
 namespace {
 
 constexpr std::int64_t MOST_SHARING = 16;  // rows that share a block where each selects few of many entries
+constexpr std::int64_t FEW_HEADS = 16;     // whose queries one thread is done with before others would have come
 
 IndexSearch search_of(const NetworkConfig& c, const HistoryView& history, const Blocks& keys) {
     return {c.index_heads, c.index_dim, c.topk, history.key_format, keys.base, keys.block};
@@ -205,11 +206,12 @@ void LayerStep::finish_head(const float* const* angles, std::int64_t row, std::i
 void LayerStep::attend_together(Team& team, const Attention& a, const float* const* angles) const {
     const std::int64_t rows = plan.tiles[1];
     char* memory = m.thread_memory[0];
-    if (c.heads > 16) team.each(rows * c.heads, [&](std::int64_t i) { finish_query(angles, i / c.heads, i % c.heads); });
+    const bool few = c.heads <= FEW_HEADS;
+    if (!few) team.each(rows * c.heads, [&](std::int64_t i) { finish_query(angles, i / c.heads, i % c.heads); });
     const std::int64_t group = k().attention_lanes;
     for (std::int64_t head = 0; head < c.heads; head += group) {
         if (team.index() == 0) {
-            if (c.heads <= 16)
+            if (few && head == 0)
                 for (std::int64_t i = 0; i < rows * c.heads; ++i) finish_query(angles, i / c.heads, i % c.heads);
             k().attention_open(a, 0, head, std::min(head + group, c.heads), memory);
         }
