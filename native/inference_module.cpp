@@ -180,7 +180,9 @@ void index_topk(In3 queries, In2 weights, Integers1 visible, Bytes3 keys, Tables
             for (std::int64_t q = 0; q < count; ++q)
                 all[q].insert(all[q].end(), candidates.begin() + q * topk, candidates.begin() + q * topk + found[q]);
         }
-        for (std::int64_t q = 0; q < count; ++q) best_entries(all[q], topk, visible.data()[n + q], out.data() + (n + q) * topk);
+        for (std::int64_t q = 0; q < count; ++q)
+            best_entries(all[q].data(), static_cast<std::int64_t>(all[q].size()), topk, visible.data()[n + q],
+                         out.data() + (n + q) * topk);
     }
 }
 

@@ -39,7 +39,7 @@ struct LaidOut {
     LaidOut(Workspace& workspace, const NetworkConfig& c, const StepPlan& plan, const HistoryView& history,
             std::int64_t splits, int threads) {
         const std::int64_t N = plan.rows, d = c.hidden, choices = N * (c.chosen + 1);
-        const std::int64_t scratch = scratch_bytes(c, plan, history);
+        const std::int64_t scratch = scratch_bytes(c, plan, history, splits);
         bool csa = plan.most[0] > c.topk;
         StepMemory& m = memory;
         thread_memory.resize(threads);

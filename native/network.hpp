@@ -14,9 +14,9 @@ namespace narrows {
 // Entries that a search can number.
 constexpr std::int64_t MOST_ENTRIES = std::numeric_limits<std::int32_t>::max();
 
-// The k best of all candidates, their entries ascending: to [k], -1 where there are fewer; where no more than k are visible,
-// all of these, candidates or not. The candidates are reordered.
-void best_entries(std::vector<IndexCandidate>& all, std::int64_t k, std::int64_t visible, std::int64_t* to);
+// The k best of `count` candidates, which are reordered, their entries ascending: to [k], -1 where there are fewer; where no
+// more than k are visible, all of these, candidates or not.
+void best_entries(IndexCandidate* all, std::int64_t count, std::int64_t k, std::int64_t visible, std::int64_t* to);
 
 enum class Kind { SLIDING, CSA, HCA };
 

@@ -22,7 +22,9 @@ std::int64_t bytes(const Packed& matrix) { return matrix.value_bytes() + matrix.
 }  // namespace
 
 Prefetch::Prefetch(const BoundNetwork& network, std::int64_t budget)
-    : network_(network), budget_(budget), ahead_(network.layers.size()) {}
+    : network_(network), budget_(budget), ahead_(network.layers.size()) {
+    for (auto& layer : ahead_) layer.reserve(network.config.experts);  // threads that step must not allocate
+}
 
 void Prefetch::begin(const std::int64_t* tokens, std::int64_t rows) {
     tokens_ = tokens, rows_ = rows;
@@ -91,12 +93,11 @@ void Prefetch::ask_chosen(Team& team, std::size_t layer) {
 // By one thread: the experts that `chosen_` names, as many as the budget allows.
 void Prefetch::choose(std::size_t layer) {
     std::vector<std::int32_t>& to = ahead_[layer];
-    to.assign(chosen_.begin(), chosen_.end());
-    std::sort(to.begin(), to.end());
-    to.erase(std::unique(to.begin(), to.end()), to.end());
+    std::sort(chosen_.begin(), chosen_.end());
+    const auto end = std::unique(chosen_.begin(), chosen_.end());
     const Expert& one = network_.layers[layer].experts[0];
     const std::int64_t most = budget_ / (bytes(one.w1) + bytes(one.w2) + bytes(one.w3));
-    if (static_cast<std::int64_t>(to.size()) > most) to.resize(most);
+    to.assign(chosen_.begin(), chosen_.begin() + std::min<std::int64_t>(end - chosen_.begin(), most));
 }
 
 void Prefetch::guess(Team& team, std::size_t number, const float* normed) {

@@ -143,7 +143,8 @@ void to_affinities(float* router, std::int64_t experts);
 void choose_experts(const float* affinity, const float* bias, std::int64_t experts, std::int64_t count,
                     std::int32_t* chosen);
 
-// Memory that each thread needs.
-std::int64_t scratch_bytes(const NetworkConfig& config, const StepPlan& plan, const HistoryView& history);
+// Memory that each thread needs; phases allocate none, for what a thread would throw nobody could catch.
+std::int64_t scratch_bytes(const NetworkConfig& config, const StepPlan& plan, const HistoryView& history,
+                           std::int64_t splits);
 
 }  // namespace narrows

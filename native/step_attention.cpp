@@ -46,23 +46,24 @@ Attention attention_of(const NetworkConfig& c, const StepPlan& plan, const Histo
 
 }  // namespace
 
-void best_entries(std::vector<IndexCandidate>& all, std::int64_t k, std::int64_t visible, std::int64_t* to) {
+void best_entries(IndexCandidate* all, std::int64_t count, std::int64_t k, std::int64_t visible, std::int64_t* to) {
     if (visible <= k) {
         std::iota(to, to + visible, std::int64_t{0});
         std::fill(to + visible, to + k, std::int64_t{-1});
         return;
     }
-    const std::int64_t count = std::min<std::int64_t>(k, all.size());
-    if (static_cast<std::int64_t>(all.size()) > k)
-        std::nth_element(all.begin(), all.begin() + k - 1, all.end(), [](const auto& a, const auto& b) {
+    const std::int64_t kept = std::min(k, count);
+    if (count > k)
+        std::nth_element(all, all + k - 1, all + count, [](const auto& a, const auto& b) {
             return a.score > b.score || (a.score == b.score && a.entry < b.entry);
         });
-    for (std::int64_t i = 0; i < count; ++i) to[i] = all[i].entry;
-    std::sort(to, to + count);
-    std::fill(to + count, to + k, std::int64_t{-1});
+    for (std::int64_t i = 0; i < kept; ++i) to[i] = all[i].entry;
+    std::sort(to, to + kept);
+    std::fill(to + kept, to + k, std::int64_t{-1});
 }
 
-std::int64_t scratch_bytes(const NetworkConfig& c, const StepPlan& plan, const HistoryView& history) {
+std::int64_t scratch_bytes(const NetworkConfig& c, const StepPlan& plan, const HistoryView& history,
+                           std::int64_t splits) {
     std::int64_t bytes = 0;
     StepMemory none{};
     for (const Kind kind : {Kind::SLIDING, Kind::CSA, Kind::HCA})
@@ -70,6 +71,7 @@ std::int64_t scratch_bytes(const NetworkConfig& c, const StepPlan& plan, const H
     const IndexSearch search = search_of(c, history, {});
     bytes = std::max(bytes, k().index_memory(search) +
                                 k().index_queries(search) * c.index_heads * (c.index_dim + 1) * 4 + 256);
+    bytes = std::max(bytes, splits * c.topk * static_cast<std::int64_t>(sizeof(IndexCandidate)));
     const std::int64_t compressed =
         2 * std::max(c.csa_ratio, c.hca_ratio) * static_cast<std::int64_t>(sizeof(float*)) +
         (std::max(c.dim, c.index_dim) + 2 * c.rope) * 4 + 256;
@@ -166,13 +168,14 @@ void LayerStep::search(Team& team, const Layer& layer, const LayerHistory& past)
         const RowRange& range = plan.queries[i];
         const std::int64_t count = range.end - range.begin, start = range.begin * splits;
         for (std::int64_t q = 0; q < count; ++q) {
-            std::vector<IndexCandidate> all;
+            auto* all = reinterpret_cast<IndexCandidate*>(m.thread_memory[team.index()]);
+            IndexCandidate* end = all;
             const std::int64_t visible = plan.visible[0][range.begin + q];
             for (std::int64_t part = 0; part < splits && visible > c.topk; ++part) {
                 const std::int64_t place = start + part * count + q;
-                all.insert(all.end(), m.candidates + place * c.topk, m.candidates + place * c.topk + m.found[place]);
+                end = std::copy_n(m.candidates + place * c.topk, m.found[place], end);
             }
-            best_entries(all, c.topk, visible, m.selected + (range.begin + q) * c.topk);
+            best_entries(all, end - all, c.topk, visible, m.selected + (range.begin + q) * c.topk);
         }
     });
 }
