@@ -1,10 +1,12 @@
 // What a forward step works with: its plan, the memory it needs, and the phases of a layer.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "network.hpp"
@@ -15,7 +17,8 @@ namespace narrows {
 
 constexpr std::int64_t TILE_ROWS = 16;  // of attention
 
-// Memory in one piece, cut anew for every step and kept between them.
+// Memory in one piece, cut anew for every step and kept between them. Much of it is given back when many steps in a row
+// have used little: what a prefill takes is not to be made anew after every decode step between two of them.
 class Arena {
    public:
     // Calls plan twice: to count, and to hand out what was counted.
@@ -23,14 +26,17 @@ class Arena {
     void lay_out(const Plan& plan) {
         at_ = 0, base_ = nullptr;
         plan(*this);
-        if (at_ > size_ || (size_ > KEPT && at_ < size_ / 8)) {
-            memory_.reset();
-            size_ = at_;
-            memory_.reset(static_cast<char*>(std::aligned_alloc(LINE, size_ + LINE)));
-            if (!memory_) {
-                size_ = 0;
-                throw std::bad_alloc();
-            }
+        if (size_ > KEPT && at_ < size_ / 8) {
+            ++small_steps_;
+            most_ = std::max(most_, at_);
+        } else {
+            small_steps_ = 0;
+            most_ = 0;
+        }
+        if (at_ > size_) {
+            make(at_);
+        } else if (small_steps_ == PATIENCE) {
+            make(most_);
         }
         at_ = 0, base_ = memory_.get();
         plan(*this);
@@ -43,12 +49,23 @@ class Arena {
     }
 
    private:
+    void make(std::size_t size) {
+        memory_.reset();
+        size_ = 0, small_steps_ = 0, most_ = 0;
+        memory_.reset(static_cast<char*>(std::aligned_alloc(LINE, size + LINE)));
+        if (!memory_) throw std::bad_alloc();
+        size_ = size;
+    }
+
     static constexpr std::size_t LINE = 64, KEPT = std::size_t{64} << 20;
+    static constexpr int PATIENCE = 1000;
     struct Free {
         void operator()(char* memory) const { std::free(memory); }
     };
     std::unique_ptr<char, Free> memory_;
     std::size_t size_ = 0, at_ = 0;
+    int small_steps_ = 0;   // that were the last ones,
+    std::size_t most_ = 0;  // and the most that one of them used
     char* base_ = nullptr;
 };
 
