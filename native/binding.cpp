@@ -148,14 +148,8 @@ Layer layer(Binder& bind, const std::string& at, Kind kind, const NetworkConfig&
     l.wkv = bind.matrix(attn + "wkv.weight", c.dim, c.hidden);
     l.wo_b = bind.matrix(attn + "wo_b.weight", c.hidden, c.groups * c.o_rank);
     const Packed wo_a = bind.matrix(attn + "wo_a.weight", c.groups * c.o_rank, c.heads / c.groups * c.dim);
-    for (std::int64_t g = 0; g < c.groups; ++g) {  // whole blocks of it
-        Packed part = wo_a;
-        const std::int64_t block = g * c.o_rank / BLOCK_ROWS;
-        part.rows = c.o_rank;
-        part.values += block * wo_a.block_bytes();
-        part.scales += block * (wo_a.scale_bytes() / wo_a.blocks());
-        l.wo_a.push_back(part);
-    }
+    for (std::int64_t g = 0; g < c.groups; ++g)  // whole blocks of it
+        l.wo_a.push_back(wo_a.part(g * c.o_rank / BLOCK_ROWS, c.o_rank));
     if (kind != Kind::SLIDING)
         l.compressor = compressor(bind, attn + "compressor.", c.dim, c.ratio(kind), kind == Kind::CSA, c);
     if (kind == Kind::CSA) {

@@ -29,6 +29,14 @@ struct Packed {
     // Columns whose products are summed before their scale: a scale's own in the quantised formats.
     std::int64_t chunk() const { return format == Format::MXFP4 ? 32 : 128; }
     std::int64_t chunks() const { return (padded_columns() + chunk() - 1) / chunk(); }
+    // So many of its rows, from a block on.
+    Packed part(std::int64_t block, std::int64_t count) const {
+        Packed found = *this;
+        found.rows = count;
+        found.values += block * block_bytes();
+        found.scales += block * (scale_bytes() / blocks());
+        return found;
+    }
     std::int64_t value_bytes() const { return blocks() * block_bytes(); }
     std::int64_t scale_bytes() const {
         switch (format) {

@@ -41,17 +41,18 @@ void run(const Product& p, std::int64_t item) {
         multiply(*p.w, block, blocks, p, begin, count, y);
         return;
     }
-    // Kernels write from y[r] + first on.
+    // Kernels write a block's results behind those of the blocks before it: here there are none.
+    const auto multiply_panel = [&](const Packed& w) { multiply(w.part(block, width), 0, blocks, p, begin, count, y); };
     alignas(64) float results[ITEM_ROWS * WIDE_ROWS], others[ITEM_ROWS * WIDE_ROWS];
     if (p.also && width < WIDE_ROWS) {  // all columns are gone through below
         std::fill(results, results + count * WIDE_ROWS, 0.0f);
         std::fill(others, others + count * WIDE_ROWS, 0.0f);
     }
-    for (std::int64_t r = 0; r < count; ++r) y[r] = results + r * WIDE_ROWS - first;
-    multiply(*p.w, block, blocks, p, begin, count, y);
+    for (std::int64_t r = 0; r < count; ++r) y[r] = results + r * WIDE_ROWS;
+    multiply_panel(*p.w);
     if (p.also) {
-        for (std::int64_t r = 0; r < count; ++r) y[r] = others + r * WIDE_ROWS - first;
-        multiply(*p.also, block, blocks, p, begin, count, y);
+        for (std::int64_t r = 0; r < count; ++r) y[r] = others + r * WIDE_ROWS;
+        multiply_panel(*p.also);
         k().swiglu(0, count, WIDE_ROWS, results, others, WIDE_ROWS, p.limit, results);
     }
     for (std::int64_t r = 0; r < count; ++r)
