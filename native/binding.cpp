@@ -75,6 +75,26 @@ class Binder {
     std::vector<nb::object>& owners_;
 };
 
+// The first of the kernels' limits that sizes go beyond; empty where they can be run.
+std::string beyond_limits(const NetworkConfig& c, std::int64_t streams) {
+    const auto named = [](const char* name, std::int64_t value) { return name + (" " + std::to_string(value)); };
+    const std::int64_t wide = c.heads / c.groups * c.dim;
+    if (streams != STREAMS) return named("hc_mult is", streams) + ", not 4";
+    if (c.rope % 2 != 0) return named("qk_rope_head_dim", c.rope) + " is odd";
+    if (c.rope > c.dim) return "head_dim is smaller than qk_rope_head_dim";
+    if (c.rope > c.index_dim) return "index_head_dim is smaller than qk_rope_head_dim";
+    if (c.groups > 64) return named("o_groups", c.groups) + " exceeds 64";
+    if (c.heads % c.groups != 0) return named("o_groups", c.groups) + " does not divide num_attention_heads";
+    if (c.o_rank % BLOCK_ROWS != 0) return named("o_lora_rank", c.o_rank) + " is no multiple of 16";
+    if (wide % GROUP != 0) return named("a group of heads is", wide) + " wide, no multiple of 4";
+    if (c.chosen > 64) return named("num_experts_per_tok", c.chosen) + " exceeds 64";
+    if (c.chosen > c.experts) return named("num_experts_per_tok", c.chosen) + " exceeds n_routed_experts";
+    if (c.sinkhorn_iterations > MOST_ITERATIONS)
+        return named("hc_sinkhorn_iters", c.sinkhorn_iterations) + " exceeds 10,000";
+    if (c.index_heads > 256) return named("index_n_heads", c.index_heads) + " exceeds 256";
+    return {};
+}
+
 template <typename T>
 T from_config(nb::dict config, const char* name) {
     if (!config.contains(name)) throw std::invalid_argument(std::string("the config lacks ") + name);
@@ -86,7 +106,9 @@ NetworkConfig network_config(nb::dict from) {
         const auto value = from_config<std::int64_t>(from, name);
         // So little that no product of two and no bytes of them leave 64 bits; all positions are never multiplied.
         const std::int64_t most = std::int64_t{1} << (std::string(name) == "max_position_embeddings" ? 40 : 24);
-        if (value < 1 || value > most) throw std::invalid_argument(std::string(name) + " is out of range");
+        if (value < 1 || value > most)
+            throw std::invalid_argument(std::string(name) + " " + std::to_string(value) + " is not from 1 to " +
+                                        std::to_string(most));
         return value;
     };
     const auto number = [&](const char* name) { return static_cast<float>(from_config<double>(from, name)); };
@@ -101,17 +123,8 @@ NetworkConfig network_config(nb::dict from) {
     c.swiglu_limit = number("swiglu_limit"), c.routed_scale = number("routed_scaling_factor");
     c.norm_eps = number("rms_norm_eps"), c.hyper_eps = number("hc_eps");
     c.sinkhorn_iterations = static_cast<int>(size("hc_sinkhorn_iters"));
-    const auto demand = [](bool holds, const char* what) {
-        if (!holds) throw std::invalid_argument(std::string("the kernels need ") + what);
-    };
-    demand(size("hc_mult") == STREAMS, "hc_mult 4");
-    demand(c.rope % 2 == 0 && c.rope <= c.dim && c.rope <= c.index_dim, "RoPE dims that are even and fit the heads");
-    demand(c.groups <= 64 && c.heads % c.groups == 0, "o_groups that divides the heads and is at most 64");
-    demand(c.o_rank % BLOCK_ROWS == 0, "an o_lora_rank that is a multiple of 16");
-    demand(c.heads / c.groups * c.dim % GROUP == 0, "groups of heads whose width is a multiple of 4");
-    demand(c.chosen <= 64 && c.chosen <= c.experts, "at most 64 experts a token");
-    demand(c.sinkhorn_iterations <= 10'000, "at most 10,000 of Sinkhorn's iterations");
-    demand(c.index_heads <= 256, "at most 256 index heads");
+    const std::string reason = beyond_limits(c, size("hc_mult"));
+    if (!reason.empty()) throw std::invalid_argument(reason);
     return c;
 }
 
@@ -177,6 +190,15 @@ Layer layer(Binder& bind, const std::string& at, Kind kind, const NetworkConfig&
 }
 
 }  // namespace
+
+std::optional<std::string> why_not(nb::dict config) {
+    try {
+        network_config(config);
+    } catch (const std::invalid_argument& error) {
+        return error.what();
+    }
+    return std::nullopt;
+}
 
 RowFormat row_format(const FormatArguments& from) {
     const auto& [name, features, rope] = from;

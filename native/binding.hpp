@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -29,6 +30,9 @@ struct Matrix {
 
     Matrix(const std::string& format, std::int64_t rows, std::int64_t columns, nb::object values, nb::object scales);
 };
+
+// Why no network of these sizes can be bound, by the first of the limits that they go beyond.
+std::optional<std::string> why_not(nb::dict config);
 
 // A network whose weights are Python's.
 struct Network {

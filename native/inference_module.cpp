@@ -311,6 +311,7 @@ void define_inference(nb::module_& m) {
         .def("draft_step", &draft_step, "tokens"_a.noconvert(), "positions"_a.noconvert(), "segments"_a.noconvert(),
              "history"_a, "threads"_a, "streams"_a.noconvert(), "out"_a.noconvert())
         .def("logits", &logits, "streams"_a.noconvert(), "draft"_a, "threads"_a, "out"_a.noconvert());
+    m.def("why_not", &why_not, "config"_a);
     m.def("linear", &linear, "x"_a.noconvert(), "matrix"_a, "exact"_a, "threads"_a, "out"_a.noconvert());
     m.def("encode_rows", &encode_rows, "format"_a, "rows"_a.noconvert(), "out"_a.noconvert());
     m.def("decode_rows", &decode_rows, "format"_a, "stored"_a.noconvert(), "out"_a.noconvert());

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from narrows.engine.paged_history import PagedHistory
+from narrows.model import native_network
 from narrows.model.config import LayerKind, ModelConfig
 from narrows.model.native_network import NativeNetwork, why_not
 from narrows.model.network import Network, positions_of
@@ -334,13 +335,19 @@ def test_what_is_not_a_number_stays_in_its_sequence() -> None:
         ({"num_experts_per_tok": 65, "n_routed_experts": 65}, "65 exceeds 64"),
         ({"index_n_heads": 257}, "257 exceeds 256"),
         ({"o_groups": 128, "num_attention_heads": 128}, "o_groups 128 exceeds 64"),
+        ({"index_head_dim": 4}, "index_head_dim is smaller than qk_rope_head_dim"),
+        ({"hc_sinkhorn_iters": 10_001}, "hc_sinkhorn_iters 10001 exceeds 10,000"),
+        ({"vocab_size": 2**25}, "vocab_size 33554432 is not from 1 to 16777216"),
     ],
 )
 def test_shapes_that_the_kernels_do_not_take_are_named(update: dict[str, int], said: str) -> None:
+    """By the kernels themselves, whoever asks them."""
     config = TINY.model_copy(update=update)
     assert said in str(why_not(config))
     with pytest.raises(ValueError, match=said):
         NativeNetwork(config, Precision.BF16, {}, {})
+    with pytest.raises(ValueError, match=said):
+        native.kernels.Network(native_network._sizes(config), {}, {}, 0)
 
 
 def test_a_step_that_is_refused_says_why() -> None:

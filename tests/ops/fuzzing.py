@@ -186,8 +186,12 @@ def summarize(random: Random) -> Arguments:
     return [torch.randn(random.choice([1, 5, 1000]))]
 
 
+def why_not(random: Random) -> Arguments:
+    return [native_network._sizes(random.choice([TINY, TINY.model_copy(update={"hc_mult": 3})]))]
+
+
 METHODS = ["step", "draft_step", "logits", "prefetched"]
-OPS = [linear, encode_rows, decode_rows, index_topk, attention_stored, compress, hyper_pre, summarize]
+OPS = [linear, encode_rows, decode_rows, index_topk, attention_stored, compress, hyper_pre, summarize, why_not]
 
 # -- what does not --------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ assert kernels is not None, "there is a C++ compiler, and the kernels are not th
 # What computes no op for the package's Python: tests of inference know the rest.
 OTHERS = [
     *("instruction_sets", "instruction_set", "use", "Matrix", "Network", "History", "linear", "encode_rows"),
-    *("decode_rows", "index_topk", "attention_stored", "compress", "hyper_pre", "summarize"),
+    *("decode_rows", "index_topk", "attention_stored", "compress", "hyper_pre", "summarize", "why_not"),
 ]
 KERNELS = [name for name in dir(kernels) if name[0] != "_" and name not in OTHERS]
 

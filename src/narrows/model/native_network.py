@@ -31,19 +31,11 @@ _SIZES = (
 
 def why_not(config: ModelConfig) -> str | None:
     """Why the kernels cannot run a network of this shape; None where they can."""
-    if not native.available():
-        return native.why_none()
-    wide = config.num_attention_heads // config.o_groups * config.head_dim
-    limits = (
-        (config.hc_mult == 4, f"hc_mult is {config.hc_mult}, not 4"),
-        (config.o_lora_rank % 16 == 0, f"o_lora_rank {config.o_lora_rank} is no multiple of 16"),
-        (wide % 4 == 0, f"a group of heads is {wide} wide, no multiple of 4"),
-        (config.o_groups <= 64, f"o_groups {config.o_groups} exceeds 64"),
-        (config.num_experts_per_tok <= 64, f"num_experts_per_tok {config.num_experts_per_tok} exceeds 64"),
-        (config.index_n_heads <= 256, f"index_n_heads {config.index_n_heads} exceeds 256"),
-        (config.qk_rope_head_dim <= config.index_head_dim, "index_head_dim is smaller than qk_rope_head_dim"),
-    )
-    return next((reason for holds, reason in limits if not holds), None)
+    return native.kernels.why_not(_sizes(config)) if native.available() else native.why_none()
+
+
+def _sizes(config: ModelConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in _SIZES}
 
 
 class Prefetched(NamedTuple):
@@ -97,8 +89,7 @@ class NativeNetwork:
         }
         kernels = native.kernels
         self._bound = kernels.Network(
-            {name: getattr(config, name) for name in _SIZES}
-            | {"layer_types": [_KINDS[kind] for kind in config.layer_types]},
+            _sizes(config) | {"layer_types": [_KINDS[kind] for kind in config.layer_types]},
             {
                 name: kernels.Matrix(packed.format, packed.rows, packed.columns, packed.values, packed.scales)
                 for name, packed in matrices.items()
