@@ -22,11 +22,13 @@ from narrows.checkpoints.hub import local
 from narrows.checkpoints.shards import Shards
 from narrows.cli.complete import with_imports
 from narrows.engine import prefill as prefilling
+from narrows.engine.model import _say_once
 from narrows.engine.sequence import Event
 from narrows.engine.text import TextStream
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import Network, positions_of
 from narrows.model.segments import Segment
+from narrows.ops import native
 from narrows.text.fim import fim_prompt
 from narrows.text.tokenizer import USER
 from tests.draws import scaled
@@ -115,6 +117,18 @@ def test_what_they_are_is_shown() -> None:
     assert re.fullmatch(r"Tokenizer\([\d,]+ tokens, .*tokenizer\.json\)", repr(MODEL.tokenizer))
     stream = MODEL.stream("import os", max_tokens=2)
     assert repr(stream) == "Generation(0 tokens so far)"
+
+
+def test_a_lack_of_kernels_is_mentioned_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """In float32 too, whose ops they would do."""
+    _say_once.cache_clear()
+    monkeypatch.setattr(native, "kernels", None)
+    for precision in ("float32", "official", None, "float32"):
+        narrows.load("embedded", precision=precision)
+    assert [record.getMessage() for record in caplog.records if record.name == "narrows"] == [
+        "The kernels cannot run this model (the package was installed without a compiler): PyTorch does, and slower."
+    ]
+    _say_once.cache_clear()
 
 
 def test_a_damaged_tokenizer_is_noticed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from narrows.model.config import ModelConfig
 from narrows.model.forward import Forward
 from narrows.model.native_network import why_not
 from narrows.model.precision import Precision
+from narrows.ops import native
 from narrows.text.fim import fim_prompt
 from narrows.text.tokenizer import Tokenizer
 
@@ -234,13 +235,21 @@ def _network(directory: Path, config: ModelConfig, precision: str | None, device
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         return load_network(directory, dtype=dtype, device=device)
     wanted = own_precision(directory) if precision is None else Precision(precision)
-    if wanted is Precision.FLOAT32:
+    if wanted is Precision.FLOAT32:  # which is PyTorch's, with kernels for some of its ops
+        _say_once(native.why_none())
         return load_network(directory)
     reason = why_not(config)
     if reason is None:
         return load_native(directory, wanted)
-    _log.warning("The kernels cannot run this model (%s): PyTorch does, rounding as they would, and slower.", reason)
+    _say_once(reason)
     return load_reference(directory, wanted)
+
+
+@cache
+def _say_once(reason: str | None) -> None:
+    """Why the references do what kernels would, if they do; once a process."""
+    if reason is not None:
+        _log.warning("The kernels cannot run this model (%s): PyTorch does, and slower.", reason)
 
 
 def _listed(names: Sequence[str]) -> str:
