@@ -333,22 +333,18 @@ inline void with_vectors(const Block& block, const Function& function) {
 }
 
 template <typename Function>
-inline void for_blocks(const Attention& a, const Tile& tile, const Room& room, std::int64_t head_begin,
-                       std::int64_t head_end, const Function& function) {
+inline void for_blocks(const Attention& a, const Tile& tile, const Room& room, const Function& function) {
     const std::int64_t rows = tile.together(a);
     for (std::int64_t begin = tile.begin; begin < tile.end; begin += rows)
-        for (std::int64_t head = head_begin; head < head_end; head += LANES)
+        for (std::int64_t head = 0; head < a.heads; head += LANES)
             function(Block(a, tile, room, begin, std::min(begin + rows, tile.end), head,
-                           std::min<std::int64_t>(LANES, head_end - head)));
+                           std::min<std::int64_t>(LANES, a.heads - head)));
 }
 
-
-
-inline void attention(const Attention& a, std::int64_t number, std::int64_t head_begin, std::int64_t head_end,
-                      char* memory, float* out) {
+inline void attention(const Attention& a, std::int64_t number, char* memory, float* out) {
     const Room room(a, false, memory);
     const float scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
-    for_blocks(a, Tile(a, number), room, head_begin, head_end, [&](const Block& block) {
+    for_blocks(a, Tile(a, number), room, [&](const Block& block) {
         block.fetch(a, room, 0, block.keys);
         take_queries(a, block, room, a.q, scale, room.queries, room.across);
         by_key(a, block, room, room.across, 0, block.keys, room.weights);
@@ -419,7 +415,7 @@ inline void attention_gradient(const Attention& a, std::int64_t number, char* me
               0.0f);
     std::fill(room.by_entries, room.by_entries + tile.visible * room.width, 0.0f);
     std::fill(by_sink, by_sink + a.heads, 0.0f);
-    for_blocks(a, tile, room, 0, a.heads, [&](const Block& block) {
+    for_blocks(a, tile, room, [&](const Block& block) {
         block.fetch(a, room, 0, block.keys);
         take_queries(a, block, room, a.q, scale, room.queries, room.across);
         take_queries(a, block, room, by_out, 1.0f, room.upper, room.upper_across);

@@ -98,7 +98,7 @@ void attention(In3 q, In2 window, Integers1 first, Integers1 last, Integers2 til
     const std::int64_t bytes = k().attention_memory(a, false);
     parallel(tiles.shape(0), 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t tile = begin; tile < end; ++tile)
-            k().attention(a, tile, 0, a.heads, working_memory(bytes), out.data());
+            k().attention(a, tile, working_memory(bytes), out.data());
     });
 }
 

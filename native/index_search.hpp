@@ -105,11 +105,7 @@ struct Best {
 
 // A key's pairs of BF16 in their order, exactly; false for a scale that BF16 cannot take, or that is no number.
 inline bool pairs_of_fp4(const RowFormat& format, const std::uint8_t* from, std::uint16_t* to) {
-    alignas(64) static constexpr std::uint16_t values[32] = {
-        0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
-        0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
-        0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
-    const __m512i table = _mm512_load_si512(values);
+    const __m512i table = _mm512_load_si512(fp4_table);
     const std::uint8_t* scales = from + format.features / 2;
     for (std::int64_t block = 0; block < format.features / 32; ++block) {
         const int scale = scales[block];

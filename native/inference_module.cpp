@@ -44,7 +44,7 @@ std::vector<StepSegment> segments_of(const Integers2& given, const Integers1& po
     return segments;
 }
 
-// As many as are wanted, or as are ever made: machines have more cores than that.
+// As many as are wanted, but no more than are ever made.
 int threads_of(int threads) {
     refuse_if(threads < 1, "threads must be at least 1");
     return std::min(threads, MOST_THREADS);
@@ -244,7 +244,7 @@ void attention_stored(In3 q, Bytes2 window, Integers1 first, Integers1 last, Int
     nb::gil_scoped_release release;
     std::vector<char> memory(k().attention_memory(a, false) + 64);
     char* aligned = reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
-    for (std::size_t t = 0; t < tiles.shape(0); ++t) k().attention(a, t, 0, heads, aligned, out.data());
+    for (std::size_t t = 0; t < tiles.shape(0); ++t) k().attention(a, t, aligned, out.data());
 }
 
 // rows [tokens, 2 · width] of one window, or [2 · tokens, ...] with the previous one's first, or, with `overlap` but

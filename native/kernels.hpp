@@ -1,6 +1,5 @@
 // What is computed for a run of rows, once for every instruction set. The PyTorch references in src/narrows/ops say
-// what each of these means; all tensors are contiguous float32 unless
-// said otherwise.
+// what each of these means; all tensors are contiguous float32 unless said otherwise.
 #pragma once
 
 #include <cstdint>
@@ -101,10 +100,8 @@ struct Kernels {
                           const std::int64_t* targets, float* losses);
     // Bytes that a thread needs to work in.
     std::int64_t (*attention_memory)(const Attention& a, bool gradient);
-    // One tile and some of its heads -> their rows of out [N, H, c]
-    void (*attention)(const Attention& a, std::int64_t tile, std::int64_t head_begin, std::int64_t head_end,
-                      char* memory, float* out);
-    // -> its rows of by_q [N, H, c], what it adds to by_sink [H]; what it adds to its keys stays in the memory
+    // One tile -> its rows of out [N, H, c]
+    void (*attention)(const Attention& a, std::int64_t tile, char* memory, float* out);
     // One tile that is a single block, in parts: open, the scores' parts, the weights, the sums' parts.
     std::int64_t attention_lanes;  // heads of a row that a block takes, at most
     bool (*attention_is_block)(const Attention& a, std::int64_t tile, std::int64_t heads);
@@ -113,6 +110,7 @@ struct Kernels {
     void (*attention_scores)(const Attention& a, char* memory, std::int64_t part, std::int64_t parts);
     void (*attention_weights)(const Attention& a, char* memory);
     void (*attention_sums)(const Attention& a, char* memory, std::int64_t part, std::int64_t parts, float* out);
+    // -> its rows of by_q [N, H, c], what it adds to by_sink [H]; what it adds to its keys stays in the memory
     void (*attention_gradient)(const Attention& a, std::int64_t tile, char* memory, const float* by_out, float* by_q,
                                float* by_sink);
     // what stayed there is added to by_window [M, c] and by_entries [E, c]

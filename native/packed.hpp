@@ -13,6 +13,9 @@ constexpr std::int64_t GROUP = 4;          // columns that lie together
 constexpr std::int64_t PANEL = 8;          // blocks that a product takes at once, at most
 constexpr std::int64_t SUPERTILE = 96;     // rows of inputs that it takes at once, at most
 
+// Columns as products read them.
+inline std::int64_t padded_columns(std::int64_t columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
+
 struct Packed {
     Format format;
     std::int64_t rows, columns;
@@ -21,7 +24,7 @@ struct Packed {
 
     std::int64_t blocks() const { return (rows + BLOCK_ROWS - 1) / BLOCK_ROWS; }
     std::int64_t panels() const { return (blocks() + PANEL - 1) / PANEL; }
-    std::int64_t padded_columns() const { return (columns + GROUP - 1) / GROUP * GROUP; }
+    std::int64_t padded_columns() const { return narrows::padded_columns(columns); }
     std::int64_t group_bytes() const {
         return format == Format::BF16 ? 128 : format == Format::FP8 ? 64 : 32;
     }

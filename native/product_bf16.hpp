@@ -57,15 +57,17 @@ struct FP8Weights {
     }
 };
 
+// BF16 of E2M1's 16 codes, twice: an index has five bits, of which the fifth is another code's.
+alignas(64) inline constexpr std::uint16_t fp4_table[32] = {
+    0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
+    0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0,
+    0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
+    0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+
 struct MXFP4Weights {
     static constexpr std::int64_t BYTES = 32, GROUPS = 8;
     static void decode(const std::uint8_t* at, __m512i& first, __m512i& second) {
-        // BF16 of the 16 codes, twice: the index has five bits, of which the fifth is another code's.
-        alignas(64) static constexpr std::uint16_t values[32] = {
-            0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
-            0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
-            0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
-        const __m512i table = _mm512_load_si512(values);
+        const __m512i table = _mm512_load_si512(fp4_table);
         const __m512i codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
         first = _mm512_permutexvar_epi16(codes, table);
         second = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), table);

@@ -37,7 +37,4 @@ inline void products(Team& team, std::initializer_list<Product> work) {
     products(team, work.begin(), static_cast<std::int64_t>(work.size()));
 }
 
-// Columns as products read them.
-inline std::int64_t padded_columns(std::int64_t columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
-
 }  // namespace narrows

@@ -138,7 +138,7 @@ class LayerStep {
     void attend_together(Team& team, const Attention& a, const float* const* angles) const;
     void finish_query(const float* const* angles, std::int64_t row, std::int64_t head) const;
     void finish_head(const float* const* angles, std::int64_t row, std::int64_t head) const;
-    void search(Team& team, const Layer& layer, const LayerHistory& past) const;
+    void search(Team& team, const LayerHistory& past) const;
     void keep(const Layer& layer, const LayerHistory& past) const;
     void mix_experts(Team& team, const Layer& layer, std::vector<Product>& work) const;
     bool searches(const Layer& layer) const {

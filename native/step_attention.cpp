@@ -129,8 +129,7 @@ void LayerStep::finish_rows(Team& team, const Layer& layer, const LayerHistory& 
     });
 }
 
-void LayerStep::search(Team& team, const Layer& layer, const LayerHistory& past) const {
-    (void)layer;
+void LayerStep::search(Team& team, const LayerHistory& past) const {
     const IndexSearch s = search_of(c, history, past.keys);
     const std::int64_t together = k().index_queries(s), each = c.index_heads * c.index_dim, pairs = c.rope / 2;
     const float factor = 1.0f / std::sqrt(static_cast<float>(c.index_dim * c.index_heads));
@@ -255,7 +254,7 @@ void LayerStep::attend(Team& team, const Layer& layer, const LayerHistory& past)
     if (searching) work[count++] = {&layer.index_wq_b, latent, N, m.index_q, c.index_heads * c.index_dim};
     products(team, work, count);
 
-    if (searching) search(team, layer, past);
+    if (searching) search(team, past);
 
     // Where every row of the window is: its segment's kept rows, then its new ones.
     if (team.index() == 0) {
@@ -281,7 +280,7 @@ void LayerStep::attend(Team& team, const Layer& layer, const LayerHistory& past)
             const std::int64_t begin = plan.tiles[3 * tile], end = begin + plan.tiles[3 * tile + 1];
             for (std::int64_t n = begin; n < end; ++n)
                 for (std::int64_t h = 0; h < c.heads; ++h) finish_query(angles, n, h);
-            k().attention(a, tile, 0, c.heads, m.thread_memory[team.index()], m.attended);
+            k().attention(a, tile, m.thread_memory[team.index()], m.attended);
             for (std::int64_t n = begin; n < end; ++n)
                 for (std::int64_t h = 0; h < c.heads; ++h) finish_head(angles, n, h);
         });

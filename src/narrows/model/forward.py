@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from narrows.model.config import ModelConfig
 from narrows.model.precision import Precision
@@ -17,7 +17,7 @@ class Forward(Protocol):
     """What `Network`, the reference, and `NativeNetwork` have in common; `Network` says what the methods do.
 
     `cache` is the precision of a history that belongs to it (None: that of `dtype`), `mtp` true where there is an MTP
-    block.
+    block (in `Network`, a list of it).
     """
 
     @property
@@ -29,7 +29,7 @@ class Forward(Protocol):
     @property
     def cache(self) -> Precision | None: ...
     @property
-    def mtp(self) -> Any: ...
+    def mtp(self) -> bool | nn.ModuleList: ...
     @property
     def parameter_count(self) -> int: ...
 
