@@ -7,7 +7,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
+#include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "binding.hpp"
@@ -46,6 +49,7 @@ std::vector<StepSegment> segments_of(const Integers2& given, const Integers1& po
 
 // As many as are wanted, but no more than are ever made.
 int threads_of(int threads) {
+    if (resting()) throw std::runtime_error("the process is ending, and nothing can be computed any more");
     refuse_if(threads < 1, "threads must be at least 1");
     return std::min(threads, MOST_THREADS);
 }
@@ -311,6 +315,15 @@ void define_inference(nb::module_& m) {
         .def("draft_step", &draft_step, "tokens"_a.noconvert(), "positions"_a.noconvert(), "segments"_a.noconvert(),
              "history"_a, "threads"_a, "streams"_a.noconvert(), "out"_a.noconvert())
         .def("logits", &logits, "streams"_a.noconvert(), "draft"_a, "threads"_a, "out"_a.noconvert());
+    m.def(
+        "rest",
+        [] {
+            nb::gil_scoped_release release;
+            rest();
+            // Who has just ended a step gets the time to take the interpreter's lock again.
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        },
+        "Wait for the step under way, and let none begin after it: for the end of the process.");
     m.def("why_not", &why_not, "config"_a);
     m.def("linear", &linear, "x"_a.noconvert(), "matrix"_a, "exact"_a, "threads"_a, "out"_a.noconvert());
     m.def("encode_rows", &encode_rows, "format"_a, "rows"_a.noconvert(), "out"_a.noconvert());

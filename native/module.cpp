@@ -252,7 +252,9 @@ void use(const std::string& name) {
             choice() = option;
             return;
         }
-    throw std::invalid_argument("this machine has no " + name);
+    std::string names;
+    for (const Choice& option : available()) names += (names.empty() ? "" : ", ") + option.name;
+    throw std::invalid_argument("this machine has no instruction set '" + name + "'; choose " + names);
 }
 
 // How an argument is taken: tensors as they are, for what is written into a converted copy would be lost.
@@ -277,6 +279,8 @@ void define(nb::module_& m, const char* name, void (*function)(Args...)) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // Whoever leaves an engine or a model to the end of the process leaks it, and may.
+    nb::set_leak_warnings(false);
     m.doc() = "Kernels for CPUs; narrows.ops says what they compute.";
     m.attr("VERSION") = VERSION;
     m.def("instruction_sets", [] {

@@ -194,6 +194,20 @@ void Team::barrier() {
 
 std::int64_t Team::next() { return pool_.next(); }
 
+namespace {
+
+std::atomic<std::thread::id> rests;  // who has called `rest`
+
+}  // namespace
+
+void rest() {
+    if (resting()) return;
+    the_pool().turn.lock();
+    rests = std::this_thread::get_id();
+}
+
+bool resting() { return rests.load() == std::this_thread::get_id(); }
+
 Turn::Turn() : pool_(the_pool()), lock_(pool_.turn) {}
 
 void together(const Turn& turn, int threads, const std::function<void(Team&)>& work) { turn.pool_.run(threads, work); }

@@ -59,6 +59,13 @@ class Turn {
     std::unique_lock<std::mutex> lock_;
 };
 
+// Waits for the step under way, and lets none begin after it: for the end of the process, whose other threads must not come
+// back from a step into an interpreter that is gone.
+void rest();
+
+// Whether this thread has called `rest`, and would wait for itself. Others wait for their turn until the process is gone.
+bool resting();
+
 // Calls work(team) on `threads` threads, the caller's among them. Threads are made when they are first wanted, wait
 // for more work in a loop for a fraction of a millisecond and then asleep, and are made anew in a forked child. `work`
 // may not throw.

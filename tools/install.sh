@@ -49,7 +49,8 @@ echo "installing narrows$extras into $VENV (once, and when native/ changes; PyTo
 pip install --quiet -c constraints.txt -e ".$extras"
 
 if ! "$VENV/bin/python" -c 'import narrows.ops._native' 2>/dev/null; then
-    echo "the C++ kernels could not be compiled: everything works without them, and training is slower." >&2
+    echo "the C++ kernels could not be compiled: everything works without them, ten times slower." >&2
+    echo "With a compiler, make clean and the same again compiles them." >&2
     echo "$VENV/bin/python -m pip install -v -e . shows why." >&2
 fi
 

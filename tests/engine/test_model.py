@@ -126,7 +126,8 @@ def test_a_lack_of_kernels_is_mentioned_once(monkeypatch: pytest.MonkeyPatch, ca
     for precision in ("float32", "official", None, "float32"):
         narrows.load("embedded", precision=precision)
     assert [record.getMessage() for record in caplog.records if record.name == "narrows"] == [
-        "The kernels cannot run this model (the package was installed without a compiler): PyTorch does, and slower."
+        "The kernels cannot run this model (the package was installed without a compiler; install one, and narrows "
+        "again): PyTorch does, and slower."
     ]
     _say_once.cache_clear()
 

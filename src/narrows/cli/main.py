@@ -26,6 +26,9 @@ def _run() -> int:
     _open_missing_streams()
     if output_is_closed:
         return _fail("standard output is closed; leave it open, or send it to a file.", 1)
+    if "train" not in sys.argv[1:2]:
+        # PyTorch's threads would look for work on the kernels' cores. Training has no others.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # an encoding may lack what is to be written
     from narrows.errors import NarrowsError, UsageError

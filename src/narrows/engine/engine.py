@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import queue
 import threading
 import time
@@ -106,8 +108,10 @@ class Engine:
         self._inbox: list[tuple[Callable[[], Any], queue.SimpleQueue[tuple[Any, Exception | None]] | None]] = []
         self._handles: dict[SequenceState, Handle] = {}
         self._closed = False
+        self.process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="narrows-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread in the midst of a step would outlive the interpreter
 
     def submit(
         self,
@@ -188,7 +192,10 @@ class Engine:
         return self._call(read)
 
     def close(self) -> None:
-        """Cancel what runs and end the thread; all handles finish."""
+        """Cancel what runs and end the thread; all handles finish. At the process's end it happens by itself."""
+        atexit.unregister(self.close)
+        if self.process != os.getpid():  # the thread is another process's
+            return
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -204,6 +211,8 @@ class Engine:
         """Run something on the core's thread, between two steps; its result or exception is ours."""
         if threading.current_thread() is self._thread:
             raise NarrowsError("the engine's own thread cannot wait for itself; call from another.")
+        if self.process != os.getpid():
+            raise NarrowsError("this engine belongs to the process that was forked; make another in this one.")
         done: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
         with self._wake:
             if self._closed:

@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +109,7 @@ class Model:
         `prefixes`: where known ones outlive the process."""
         self.network, self.tokenizer = network, tokenizer
         self._limits, self._prefixes = limits, prefixes
+        self._engine: Engine | None = None
 
     def __repr__(self) -> str:
         network = self.network
@@ -119,13 +120,14 @@ class Model:
     def config(self) -> ModelConfig:
         return self.network.config
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """Made when it is first needed; ends with the model."""
-        limits = self._limits or Limits(memory=free_memory() // 4, slots=4)
-        engine = Engine(self.network, self.tokenizer, limits, self._prefixes)
-        weakref.finalize(self, engine.close)
-        return engine
+        """Made when it is first needed, in a forked process once more; ends with the model."""
+        if self._engine is None or self._engine.process != os.getpid():
+            limits = self._limits or Limits(memory=free_memory() // 4, slots=4)
+            self._engine = Engine(self.network, self.tokenizer, limits, self._prefixes)
+            weakref.finalize(self, self._engine.close)
+        return self._engine
 
     def history_bytes(self, tokens: int) -> int:
         """Memory that the history of so many tokens takes in the engine."""

@@ -201,9 +201,9 @@ class PagedHistory(SlotHistory):
 
     def write(self, blocks: Sequence[int], contents: Contents) -> None:
         """Fill these blocks with what `read` gave, in the same order."""
-        index = torch.tensor(list(blocks), dtype=torch.int64, device=self._device)
         for key, entries in contents.entries.items():
-            self.entries[key][index] = entries
+            for block, filled in zip(blocks, entries, strict=True):  # which wakes none of PyTorch's threads
+                self.entries[key][block].copy_(filled)
 
     @property
     def block_bytes(self) -> int:

@@ -73,11 +73,13 @@ class SequenceState:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """So many tokens of a sequence's prompt are in its history now, of which `reused` came from a known prefix."""
+    """So many tokens of a sequence's prompt are in its history now, of which `reused` came from a known prefix; `piece`
+    is empty, as every event has one."""
 
     sequence: SequenceState
     tokens: int
     reused: int
+    piece: str = ""
 
 
 @dataclass(frozen=True)

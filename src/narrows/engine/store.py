@@ -40,12 +40,12 @@ _log = logging.getLogger("narrows")
 class Prefixes:
     """Where known prefixes are kept: at most `most_bytes` in `directory`."""
 
-    directory: Path
+    directory: str | Path
     most_bytes: int = 4 << 30
 
     def open(self, network: Forward, block_tokens: int, cache: Precision | None = None) -> PrefixStore:
         """The store for this network and cache. NarrowsError when there can be no such directory."""
-        return PrefixStore(self.directory, identity_of(network, cache), block_tokens, self.most_bytes)
+        return PrefixStore(Path(self.directory), identity_of(network, cache), block_tokens, self.most_bytes)
 
 
 def identity_of(network: Forward, cache: Precision | None = None) -> str:

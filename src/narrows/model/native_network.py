@@ -77,7 +77,9 @@ class NativeNetwork:
             raise ValueError(f"the kernels cannot run this network: {reason}")
         self.config, self.cache, self._fingerprint = config, precision, fingerprint
         self.parameter_count = sum(packed.rows * packed.columns for packed in matrices.values()) + sum(
-            array.numel() for array in arrays.values() if array.is_floating_point()
+            array.numel()
+            for name, array in arrays.items()
+            if array.is_floating_point() and not name.endswith(".ffn.gate.bias")  # no parameter: a buffer
         )
         self.mtp = any(name.startswith("mtp.") for name in arrays)
         tensors = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+
 import torch
 from torch import Tensor
 
+from narrows.errors import UsageError
 from narrows.ops.row_format import FP4Keys, FP8Entries, RowFormat
 
-_absence = "the package was installed without a compiler"
+_absence = "the package was installed without a compiler; install one, and narrows again"
 try:
     import narrows.ops._native as kernels
 except ModuleNotFoundError:  # the references do all the work
@@ -15,6 +19,14 @@ except ModuleNotFoundError:  # the references do all the work
 except ImportError as error:  # made for another system, or broken
     kernels = None  # type: ignore[assignment]
     _absence = f"the compiled module cannot be loaded: {error}"
+
+if kernels is not None:
+    atexit.register(kernels.rest)
+    if _wanted := os.environ.get("NARROWS_KERNELS"):
+        try:
+            kernels.use(_wanted)
+        except ValueError as error:
+            raise UsageError(f"NARROWS_KERNELS: {error}.") from None
 
 __all__ = ["available", "kernels", "plain", "result_like", "row_format", "rows", "serves", "why_none"]
 

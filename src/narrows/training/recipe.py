@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from narrows.errors import NarrowsError
+from narrows.errors import NarrowsError, UsageError
 from narrows.model.config import ModelConfig
 from narrows.model.layer_kind import LayerKind
 from narrows.model.precision import Precision
@@ -99,7 +99,8 @@ class Recipe(_Table):
         try:
             raw = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise NarrowsError(f"{file} cannot be read ({error.strerror}); give a recipe, a TOML file.") from None
+            kind = UsageError if isinstance(error, FileNotFoundError) else NarrowsError
+            raise kind(f"{file} cannot be read ({error.strerror}); give a recipe, a TOML file.") from None
         except ValueError as error:  # broken UTF-8 or TOML
             raise NarrowsError(f"{file} is not TOML ({error}); correct it.") from None
         try:
