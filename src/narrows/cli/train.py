@@ -49,7 +49,7 @@ def train(
         console.print(f"{run.directory}: going on behind step {run.progress.step} of {read.steps}", highlight=False)
     if run.device.type == "cpu" and not native.available():
         absence = native.why_none()
-        aside(f"training is slower without the kernels ({absence}); install a C++ compiler, then narrows again.")
+        aside(f"training is slower without the kernels ({absence}).")
     run.train(until)
     if run.progress.step < read.steps:
         return
