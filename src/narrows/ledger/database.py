@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
 from narrows.checkpoints.paths import is_folder
 from narrows.errors import NarrowsError, UsageError
@@ -44,11 +45,13 @@ class Database:
             self.where = str(self.file)
         # SQLite has one writer at a time, and those who wait for it in other processes poll; threads queue up here.
         self._writer = threading.Lock() if self.file else None
-        arguments: dict[str, Any] = {"timeout": patience} if self.file else {"connect_timeout": max(2, round(patience))}
+        self._arguments: dict[str, Any] = (
+            {"timeout": patience} if self.file else {"connect_timeout": max(2, int(patience))}
+        )
         options: dict[str, Any] = {} if self.file else {"isolation_level": "READ COMMITTED"}
         self.engine = create_engine(
             self.url,
-            connect_args=arguments,
+            connect_args=self._arguments,
             hide_parameters=True,
             max_overflow=12,
             pool_pre_ping=not self.file,
@@ -81,6 +84,13 @@ class Database:
         finally:
             if self._writer:
                 self._writer.release()
+
+    def lasting(self) -> Connection:
+        """A connection that nobody else waits for, and that is in no transaction."""
+        options = {"poolclass": NullPool, "isolation_level": "AUTOCOMMIT", "hide_parameters": True}
+        engine = create_engine(self.url, connect_args=self._arguments, **options)
+        event.listen(engine, "connect", self._connected)
+        return engine.connect()
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from narrows.ledger.database import Database
 from narrows.ledger.errors import LedgerError
@@ -38,9 +39,19 @@ class Instances:
                 name = secrets.token_hex(8)
                 self._hold(name)
                 self._id = name
-            elif self._breaks != self._database.breaks and self._connection is not None:
-                self._hold_again()
+            elif self._connection is not None and self._breaks != self._database.breaks:
+                self._connect(self._id)
             return self._id
+
+    def renew(self) -> None:
+        """Take the lock again if the connection that held it is broken. LedgerError where that fails."""
+        with self._lock:
+            if self._id is None or self._connection is None:
+                return
+            try:
+                self._connection.execute(text("SELECT 1"))
+            except SQLAlchemyError:
+                self._connect(self._id)
 
     def is_gone(self, name: str, connection: Connection) -> bool:
         """Whether nobody holds that server's lock; on PostgreSQL nobody can take it until the transaction ends."""
@@ -84,7 +95,7 @@ class Instances:
                     os.unlink(self._path(self._id))
                 os.close(self._file)
             if self._connection is not None:
-                with suppress(Exception):
+                with suppress(SQLAlchemyError):
                     self._connection.close()
             self._id = self._file = self._connection = None
 
@@ -94,7 +105,7 @@ class Instances:
 
     def _hold(self, name: str) -> None:
         if self._database.file is None:
-            self._hold_again(name)
+            self._connect(name)
             return
         path = self._path(name)
         while True:
@@ -113,20 +124,19 @@ class Instances:
                     return
             os.close(handle)
 
-    def _hold_again(self, name: str | None = None) -> None:
-        """Take PostgreSQL's lock on a connection of its own, in place of one that may be broken."""
-        name = name or self._id
-        assert name is not None
-        if self._connection is not None:
-            with suppress(Exception):
-                self._connection.invalidate()
-                self._connection.close()
-            self._connection = None
-        self._breaks = self._database.breaks
+    def _connect(self, name: str) -> None:
+        """Hold PostgreSQL's lock on a connection of its own, in place of one that may be broken.
+
+        The lock is a shared one, because the broken connection may hold it still.
+        """
+        breaks = self._database.breaks
         with self._database.explained():
-            connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection = self._database.lasting()
             connection.execute(text("SELECT pg_advisory_lock_shared(:number)"), {"number": _number(name)})
-            self._connection = connection
+        if self._connection is not None:
+            with suppress(SQLAlchemyError):
+                self._connection.close()
+        self._connection, self._breaks = connection, breaks
 
 
 def _number(name: str) -> int:

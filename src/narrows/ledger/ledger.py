@@ -17,7 +17,7 @@ from narrows.ledger.database import Database
 from narrows.ledger.errors import LedgerBusy, LedgerFull
 from narrows.ledger.instances import Instances
 from narrows.ledger.keys import Key, Scope, all_keys, find_secret, insert_key, mark_revoked
-from narrows.ledger.location import default_url
+from narrows.ledger.location import default_file
 from narrows.ledger.migrate import migrate
 from narrows.ledger.requests import Order, Outcome, Reservation, Row, Spending, Usage
 from narrows.ledger.usage import Group, Sum, sums
@@ -46,7 +46,7 @@ class Ledger:
 
         `patience`: seconds to wait for others. `clock` gives today's date, in UTC.
         """
-        database = Database(url if url is not None else default_url(), patience)
+        database = Database(url if url is not None else default_file(), patience)
         ledger = cls(database, clock)
         try:
             migrate(database)
@@ -141,9 +141,8 @@ class Ledger:
         another, UsageError. KeyRefused where the key was revoked or has expired meanwhile.
         """
         order = Order(request_id, model, endpoint, worst_case, protocol, tier, idempotency, fingerprint)
-        instance = self._instances.own()
         with self._database.writing() as connection:
-            return requests.reserve(connection, self._now(), key.id, order, instance)
+            return requests.reserve(connection, self._now(), key.id, order, self._instances.own())
 
     def settle(self, reservation: Reservation, usage: Usage) -> Row:
         """Charge a request, once: settling again gives back the row as it is.
@@ -163,8 +162,10 @@ class Ledger:
     def sweep(self) -> list[Row]:
         """Release what servers that are gone have left open, as `lost`; gives back these rows.
 
-        Opening does so; a server that shares its ledger may do so now and then.
+        Opening does so. A server that shares its ledger does so now and then, and counts as alive from then on even if
+        its connection was broken.
         """
+        self._instances.renew()
         with self._database.reading() as connection:
             if not requests.open_requests(connection):
                 return []

@@ -24,7 +24,7 @@ def data_folder() -> Path:
         raise NarrowsError(f"nobody knows a home folder here; name one for the ledger in ${VARIABLE}.") from None
 
 
-def default_url() -> str:
+def default_file() -> Path:
     """The ledger where none is named: a SQLite file in the data folder, which is made for the user alone."""
     folder = data_folder()
     try:
@@ -34,4 +34,4 @@ def default_url() -> str:
             raise NarrowsError(
                 f"{folder} cannot be made ({error.strerror}); name another folder in ${VARIABLE}."
             ) from None
-    return f"sqlite:///{folder / 'ledger.db'}"
+    return folder / "ledger.db"

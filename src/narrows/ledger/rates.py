@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from narrows.errors import NarrowsError, UsageError
@@ -37,7 +37,7 @@ class Admission:
 
 @dataclass
 class _Lately:
-    """A key's admissions of the last minute, oldest first, and how many requests of it run now."""
+    """A key's admissions of the last minute, where these are limited, oldest first; how many requests of it run now."""
 
     admissions: deque[Admission] = field(default_factory=deque)
     running: int = 0
@@ -71,7 +71,8 @@ class Rates:
                 self._tidy(key.id, lately)
                 raise
             admission = Admission(key.id, now, tokens)
-            lately.admissions.append(admission)
+            if key.requests_per_minute is not None or key.tokens_per_minute is not None:
+                lately.admissions.append(admission)
             lately.running += 1
             return admission
 
@@ -97,29 +98,17 @@ class Rates:
     def _check(key: Key, lately: _Lately, tokens: int, now: float) -> None:
         who = f"the API key {key.id}…"
         if key.concurrency is not None and lately.running >= key.concurrency:
-            raise OverRate(f"{who} has {key.concurrency:,} requests running, all it may; wait for one to end.", 1.0)
-        admissions = lately.admissions
-        if key.requests_per_minute is not None and len(admissions) >= key.requests_per_minute:
-            leaves = admissions[len(admissions) - key.requests_per_minute]
             raise OverRate(
-                f"{who} had its {key.requests_per_minute:,} requests of this minute; wait a little.",
-                leaves.time + MINUTE - now,
+                f"{who} runs as many requests as it may at once ({key.concurrency:,}); wait for one to end.", 1.0
             )
-        if key.tokens_per_minute is None:
+        by_requests, by_tokens = _wait(lately.admissions, key, tokens, now)
+        if max(by_requests, by_tokens) <= 0:
             return
-        room = key.tokens_per_minute - sum(admission.tokens for admission in admissions)
-        if tokens <= room:
-            return
-        retry_after = MINUTE
-        for admission in admissions:
-            room += admission.tokens
-            if tokens <= room:
-                retry_after = admission.time + MINUTE - now
-                break
-        raise OverRate(
-            f"{who} has {key.tokens_per_minute:,} tokens a minute, and this one may take {tokens:,}; wait a little.",
-            retry_after,
-        )
+        if by_requests >= by_tokens:
+            said = f"has made as many requests as it may in a minute ({key.requests_per_minute:,})"
+        else:
+            said = f"has {key.tokens_per_minute:,} tokens a minute, and this request may take {tokens:,}"
+        raise OverRate(f"{who} {said}; wait a little.", max(by_requests, by_tokens))
 
     @staticmethod
     def _forget(lately: _Lately, now: float) -> None:
@@ -127,6 +116,21 @@ class Rates:
             lately.admissions.popleft()
 
     def _tidy(self, key_id: str, lately: _Lately) -> None:
-        """Keep nothing of a key that is at rest."""
+        """Keep nothing of a key about which there is nothing to know."""
         if not lately.running and not lately.admissions:
             self._keys.pop(key_id, None)
+
+
+def _wait(admissions: Sequence[Admission], key: Key, tokens: int, now: float) -> tuple[float, float]:
+    """Seconds until the key's limits of requests and of tokens leave room; 0 where they do now."""
+    by_requests = by_tokens = 0.0
+    if key.requests_per_minute is not None and len(admissions) >= key.requests_per_minute:
+        by_requests = admissions[len(admissions) - key.requests_per_minute].time + MINUTE - now
+    if key.tokens_per_minute is not None:
+        room = key.tokens_per_minute - sum(admission.tokens for admission in admissions)
+        for admission in admissions:
+            if tokens <= room:
+                break
+            room += admission.tokens
+            by_tokens = admission.time + MINUTE - now
+    return by_requests, by_tokens
