@@ -71,6 +71,17 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def wait_until_left(url: str) -> None:
+    """Until the server has noticed that all clients of this database are gone, which it does when it next listens to
+    them; nothing to wait for where there is no server."""
+    if not url.startswith("postgresql"):
+        return
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with psycopg.connect(url, autocommit=True) as connection:
+        while connection.execute(others).fetchone() != (0,):
+            time.sleep(0.01)
+
+
 def _programs() -> Path | None:
     """Where the newest server's programs lie; Debian keeps them out of PATH."""
     found = shutil.which("postgres")

@@ -31,9 +31,16 @@ def start(target: Any, *arguments: Any) -> tuple[BaseProcess, Connection]:
     return process, reader
 
 
-def lines(reader: Connection) -> list[list[str]]:
-    """The words of all lines that were written before the process ended."""
+def first_lines(reader: Connection, count: int) -> bytes:
+    """What was written when there were so many lines, if not a little more."""
     data = b""
+    while data.count(b"\n") < count and (piece := os.read(reader.fileno(), 1 << 16)):
+        data += piece
+    return data
+
+
+def lines(reader: Connection, data: bytes = b"") -> list[list[str]]:
+    """The words of all lines that were written before the process ended, `data` being those that were read before."""
     while piece := os.read(reader.fileno(), 1 << 16):
         data += piece
     reader.close()
