@@ -26,7 +26,7 @@ def test_what_was_acknowledged_is_there_after_a_kill(url: str) -> None:
         where = (now, point)
         name = f"p{point}"
         process, reader = worker.start(worker.serve, url, key, name)
-        # Counted in what it has done, so that it comes to something however slow the machine is; at 0 it may be opening.
+        # Counted in what it has done, so that it comes to something on a slow machine too; at 0 it may be opening.
         before = worker.first_lines(reader, random.randrange(16))
         time.sleep(random.random() * 0.02)
         process.kill()

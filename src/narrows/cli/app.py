@@ -12,8 +12,10 @@ from narrows.cli.convert import convert
 from narrows.cli.data import data
 from narrows.cli.generate import generate
 from narrows.cli.inspect import inspect
+from narrows.cli.keys import keys
 from narrows.cli.options import help_without_command
 from narrows.cli.train import train
+from narrows.cli.usage import usage
 
 # What typer raises for a command line that it cannot read. Its versions take it from different packages, so it is
 # named by its place above BadParameter; beside the message it has the context, `ctx`.
@@ -26,9 +28,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # which would take what stands in brackets for markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (complete, generate, inspect, convert, train):
+for command in (complete, generate, inspect, convert, train, usage):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(keys, name="keys")
 
 
 def _show_version(asked: bool) -> None:

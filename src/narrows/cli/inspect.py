@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from narrows.cli.output import visible
+from narrows.cli.tables import print_tables, table
 from narrows.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from narrows.model.config import ModelConfig
     from narrows.model.count import Count
 
-_WIDTH = 80
 _CONTEXTS = (4096, 131_072, 1_048_576)
 
 
@@ -28,20 +28,14 @@ def inspect(
 ) -> None:
     """Count layers, parameters and bytes of a model, from its configuration alone."""
     config = _config(model)
-    from rich.console import Console
-
     from narrows.model.count import count
 
     counted = count(config)
     if as_json:
         print(json.dumps(_as_json(config, counted), indent=2))
         return
-    console = Console()
-    if not console.is_terminal or console.width < _WIDTH:
-        console = Console(width=_WIDTH)  # numbers are never cut; a narrow terminal wraps them
     print(visible(model, one_line=True))
-    tables = (_layers(config, counted), _parameters(counted), _checkpoints(counted), _caches(config, counted))
-    console.print(*tables, sep="\n")
+    print_tables(_layers(config, counted), _parameters(counted), _checkpoints(counted), _caches(config, counted))
 
 
 def _config(model: str) -> ModelConfig:
@@ -58,57 +52,47 @@ def _config(model: str) -> ModelConfig:
     return read_config(path)
 
 
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
 def _layers(config: ModelConfig, counted: Count) -> Table:
-    table = _table("layers", "kind", "layers", "tokens per entry")
+    shown = table("layers", "kind", "layers", "tokens per entry")
     for kind, layers in counted.layers.items():
         ratio = config.compress_ratio(kind)
-        table.add_row(kind.replace("_", " "), str(layers), str(ratio) if ratio else "-")
-    table.add_row("of them hash-routed", str(counted.hash_layers), "")
-    table.add_row("MTP block", str(config.num_nextn_predict_layers), "")
-    return table
+        shown.add_row(kind.replace("_", " "), str(layers), str(ratio) if ratio else "-")
+    shown.add_row("of them hash-routed", str(counted.hash_layers), "")
+    shown.add_row("MTP block", str(config.num_nextn_predict_layers), "")
+    return shown
 
 
 def _parameters(counted: Count) -> Table:
-    table = _table("parameters", "part", "count", "share")
+    shown = table("parameters", "part", "count", "share")
     for part, size in counted.parts.items():
-        table.add_row(part, f"{size:,}", f"{size / counted.total:.2%}")
-    table.add_section()
-    table.add_row("total", f"{counted.total:,}", billions(counted.total), style="bold")
-    table.add_row("active per token", f"{counted.active:,}", billions(counted.active), style="bold")
+        shown.add_row(part, f"{size:,}", f"{size / counted.total:.2%}")
+    shown.add_section()
+    shown.add_row("total", f"{counted.total:,}", billions(counted.total), style="bold")
+    shown.add_row("active per token", f"{counted.active:,}", billions(counted.active), style="bold")
     if counted.total_with_mtp > counted.total:
-        table.add_row("total with MTP", f"{counted.total_with_mtp:,}", billions(counted.total_with_mtp))
-    return table
+        shown.add_row("total with MTP", f"{counted.total_with_mtp:,}", billions(counted.total_with_mtp))
+    return shown
 
 
 def _checkpoints(counted: Count) -> Table:
-    table = _table("checkpoint, MTP block included", "precision", "bytes", "")
+    shown = table("checkpoint, MTP block included", "precision", "bytes", "")
     for precision in counted.cache:
         size = counted.checkpoint_bytes.get(precision)
         if size is None:
-            table.add_row(precision, "-", "its blocks do not fit these sizes")
+            shown.add_row(precision, "-", "its blocks do not fit these sizes")
         else:
-            table.add_row(precision, f"{size:,}", short(size))
-    return table
+            shown.add_row(precision, f"{size:,}", short(size))
+    return shown
 
 
 def _caches(config: ModelConfig, counted: Count) -> Table:
     contexts = [tokens for tokens in _CONTEXTS if tokens <= config.max_position_embeddings]
     named = [f"at {tokens // 1024}K" for tokens in contexts]
-    table = _table("cache of one request", "precision", "bytes per token", "+ fixed", *named)
+    shown = table("cache of one request", "precision", "bytes per token", "+ fixed", *named)
     for precision, cache in counted.cache.items():
         total = (short(cache.at(tokens)) for tokens in contexts)
-        table.add_row(precision, f"{float(cache.per_token):,.0f}", short(cache.fixed), *total)
-    return table
+        shown.add_row(precision, f"{float(cache.per_token):,.0f}", short(cache.fixed), *total)
+    return shown
 
 
 def billions(parameters: int) -> str:

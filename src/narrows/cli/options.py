@@ -22,6 +22,14 @@ PrecisionOption = Annotated[
         help="What to compute in: float32, bf16, and on a CPU fp8 or official; without it, on a CPU, the model's own.",
     ),
 ]
+LedgerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        metavar="URL",
+        help="A SQLite file, or postgresql://USER@HOST/NAME. [default: ledger.db in $NARROWS_DATA or the user's data]",
+    ),
+]
 
 
 def help_without_command(context: typer.Context) -> None:

@@ -38,18 +38,20 @@ class Ledger:
         cls,
         url: str | Path | None = None,
         *,
+        create: bool = True,
         patience: float = 5.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> Self:
         """The ledger in a SQLite file (a path or sqlite:///FILE) or in PostgreSQL (postgresql://USER@HOST/NAME); by
         default a file in the data folder. Its tables are made, or renewed from an older version's.
 
-        `patience`: seconds to wait for others. `clock` gives today's date, in UTC.
+        `create`: whether a file that is absent is made; UsageError otherwise. `patience`: seconds to wait for others.
+        `clock` gives today's date, in UTC.
         """
         database = Database(url if url is not None else default_file(), patience)
         ledger = cls(database, clock)
         try:
-            migrate(database)
+            migrate(database, create)
             with suppress(LedgerBusy, LedgerFull):  # reading is possible all the same
                 ledger.sweep()
         except BaseException:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
-from narrows.errors import NarrowsError
+from narrows.checkpoints.paths import exists
+from narrows.errors import NarrowsError, UsageError
 from narrows.ledger.database import Database
 from narrows.ledger.errors import LedgerError
 from narrows.ledger.tables import REVISION, VERSION_TABLE
@@ -23,12 +24,15 @@ _POSTGRES_LOCK = 0x6E61_7272_6F77_7301
 """An advisory lock's number, ours."""
 
 
-def migrate(database: Database) -> None:
+def migrate(database: Database, create: bool = True) -> None:
     """Make or renew the tables; nothing where they are there. Several processes may do so at once.
 
-    NarrowsError for a database that a newer version of the package has changed; LedgerError where it cannot be used.
+    UsageError where there is no file and none is to be made; NarrowsError for a database that a newer version of the
+    package has changed; LedgerError where it cannot be used.
     """
     if database.file:
+        if not create and not exists(database.file):
+            raise UsageError(f"there is no ledger at {database.file}; narrows keys create makes one.")
         _create(database.file)
     with database.reading() as connection:
         if _revision(connection) == REVISION:

@@ -17,7 +17,7 @@ from narrows.ledger.tables import keys, requests
 Group = Literal["key", "model", "day"]
 
 _COLUMNS: dict[str, tuple[Any, ...]] = {
-    "key": (requests.c.key_id, keys.c.name),
+    "key": (keys.c.name, requests.c.key_id),  # in the order in which they are sorted
     "model": (requests.c.model,),
     "day": (requests.c.day,),
 }
@@ -65,7 +65,7 @@ def sums(
         .select_from(requests.join(keys))
         .where(requests.c.state != "open")
         .group_by(*groups)
-        .order_by(*reversed(groups[:2]), *groups[2:])
+        .order_by(*groups)
     )
     if since is not None:
         query = query.where(requests.c.day >= since)
