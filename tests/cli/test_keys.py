@@ -63,6 +63,8 @@ def test_a_key_from_its_making_to_its_end(narrows: Command) -> None:
     first, second = (line for line in listed.splitlines() if " active " in line)
     assert re.search(rf"{key.id} +\[red\]me +active +inference .* 6,000 +- +3 +\$2.50 +\$0.00 +\$0.00", first)
     assert re.search(r"boss +active +admin inference .* 2999-01-01 00:00 +- +- +- +- ", second)
+    for amount, said in (("7", "$7.00"), ("none", "any amount")):
+        assert narrows("keys", "budget", key.id, amount)[0] == f"key {key.id} for [red]me may spend {said} a month\n"
     shown, _ = narrows("keys", "revoke", key.id)
     assert shown.startswith(f"key {key.id} for [red]me is revoked since 20")
     assert narrows("keys", "revoke", key.id)[0] == shown
@@ -103,6 +105,8 @@ def test_reading_makes_no_ledger(narrows: Command, tmp_path: Path) -> None:
         (("keys", "create", " "), "the key's name is ' '"),
         (("keys", "create", "x", "--ledger", "mysql://h/x"), "mysql is not supported"),
         (("keys", "revoke", "nobody"), "no key has the id 'nobody'; narrows keys list shows them"),
+        (("keys", "budget", "nobody", "1"), "no key has the id 'nobody'; narrows keys list shows them"),
+        (("keys", "budget", "nobody", "much"), "the budget is 'much'; give dollars"),
         (("usage", "--by", "hour"), "by key, model, day, not by 'hour'"),
         (("usage", "--from", "2026-02-01", "--to", "2026-01-01"), "name the earlier day first"),
         (("usage", "--from", "yesterday"), "'--from'.*see narrows usage --help"),

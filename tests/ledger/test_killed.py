@@ -37,7 +37,7 @@ def test_what_was_acknowledged_is_there_after_a_kill(url: str) -> None:
         settled = {words[1]: int(words[2]) for words in said if words[0] == "settled"}
         released = {words[1] for words in said if words[0] == "released"}
         with Ledger.open(url) as ledger:
-            rows = {row.id: row for row in ledger.requests(limit=5000) if row.id.startswith(f"{name}-")}
+            rows = {row.id: row for row in ledger.requests(limit=500) if row.id.startswith(f"{name}-")}
             spent = ledger.spending()[key.id] if rows or charged else None
             total = sum(one.cost for one in ledger.usage())
         paid = {row.id for row in rows.values() if row.state == "settled"}

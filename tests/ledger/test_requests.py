@@ -94,6 +94,28 @@ def test_what_is_above_the_budget_is_refused(ledger: Ledger) -> None:
         reserve(ledger, nothing, "f", 1)
 
 
+def test_another_budget_holds_from_the_next_request_on(ledger: Ledger) -> None:
+    key, _ = ledger.create_key("one", budget=100)
+    first = reserve(ledger, key, "a", 100)
+    assert ledger.set_budget(key.id, 150).budget == 150
+    second = reserve(ledger, key, "b", 50)
+    ledger.set_budget(key.id, 10)
+    with pytest.raises(OverBudget):
+        reserve(ledger, key, "c", 1)
+    ledger.settle(first, used(90))
+    ledger.release(second)
+    with pytest.raises(OverBudget):
+        reserve(ledger, key, "c", 1)
+    assert money(ledger, key) == (90, 0)
+    ledger.set_budget(key.id, None)
+    reserve(ledger, key, "c", 10**15)
+    assert ledger.keys()[0].budget is None
+    with pytest.raises(UsageError, match="no key has the id 'nobody'"):
+        ledger.set_budget("nobody", 1)
+    with pytest.raises(UsageError, match="budget is -1"):
+        ledger.set_budget(key.id, -1)
+
+
 def test_a_key_without_a_budget_has_the_largest_amount(ledger: Ledger) -> None:
     key, _ = ledger.create_key("one")
     reservation = reserve(ledger, key, "a", 4 * 10**18)

@@ -14,12 +14,12 @@ from narrows.errors import UsageError
 if TYPE_CHECKING:
     from narrows.ledger.keys import Key
 
-keys = typer.Typer(help="Make, list and revoke the API keys of the server.", rich_markup_mode=None)
+keys = typer.Typer(help="Make, list, change and revoke the API keys of the server.", rich_markup_mode=None)
 
 
 @keys.callback(invoke_without_command=True)
 def _keys(context: typer.Context) -> None:
-    """Make, list and revoke the API keys of the server."""
+    """Make, list, change and revoke the API keys of the server."""
     help_without_command(context)
 
 
@@ -33,8 +33,8 @@ def create(
     expires: Annotated[
         str | None, typer.Option(metavar="WHEN", help="A date (UTC) such as 2027-01-31, or from now: 12h, 30d.")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="DOLLARS", help="The most to spend in a calendar month (UTC).")
+    most: Annotated[
+        str | None, typer.Option("--budget", metavar="DOLLARS", help="The most to spend in a calendar month (UTC).")
     ] = None,
     requests_per_minute: Annotated[int | None, typer.Option(metavar="N", help="The most requests in a minute.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(metavar="N", help="The most tokens in a minute.")] = None,
@@ -47,13 +47,13 @@ def create(
     from narrows.ledger.ledger import Ledger
 
     until = _moment(expires) if expires is not None else None
-    most = picodollars(budget, "the budget") if budget is not None else None
+    limit = picodollars(most, "the budget") if most is not None else None
     with Ledger.open(ledger) as opened:
         key, secret = opened.create_key(
             name,
             scopes=scope or ["inference"],  # type: ignore[arg-type]  # checked there
             expires=until,
-            budget=most,
+            budget=limit,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             concurrency=concurrency,
@@ -115,6 +115,22 @@ def revoke(
     with Ledger.open(ledger, create=False) as opened:
         key = opened.revoke(key_id)
     print(f"key {key.id} for {key.name} is revoked since {key.revoked:%Y-%m-%d %H:%M} UTC")
+
+
+@keys.command()
+def budget(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As narrows keys list shows it.")],
+    amount: Annotated[str, typer.Argument(metavar="DOLLARS", help="The most to spend in a calendar month, or none.")],
+    ledger: LedgerOption = None,
+) -> None:
+    """Give a key another budget, which holds for this month already."""
+    from narrows.economics.money import picodollars, shown
+    from narrows.ledger.ledger import Ledger
+
+    most = None if amount == "none" else picodollars(amount, "the budget")
+    with Ledger.open(ledger, create=False) as opened:
+        key = opened.set_budget(key_id, most)
+    print(f"key {key.id} for {key.name} may spend {'any amount' if key.budget is None else shown(key.budget)} a month")
 
 
 def _limits(key: Key) -> tuple[int | None, int | None, int | None]:

@@ -10,7 +10,7 @@ import re
 import secrets
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal, get_args
@@ -135,12 +135,27 @@ def mark_revoked(connection: Connection, now: datetime, key_id: str) -> Key:
     """The key, revoked from now on or since before. UsageError for an unknown id."""
     key = find_key(connection, key_id, lock=True)
     if key is None:
-        raise UsageError(f"no key has the id {key_id!r}; narrows keys list shows them.")
-    if key.revoked is None:
-        connection.execute(keys.update().where(keys.c.id == key_id).values(revoked=now))
-    found = find_key(connection, key_id)
-    assert found is not None
-    return found
+        raise unknown(key_id)
+    if key.revoked is not None:
+        return key
+    connection.execute(keys.update().where(keys.c.id == key_id).values(revoked=now))
+    return replace(key, revoked=now)
+
+
+def change_budget(connection: Connection, key_id: str, budget: int | None) -> Key:
+    """The key with another budget. UsageError for an unknown id, or no amount."""
+    if budget is not None:
+        check_money("budget", budget)
+    key = find_key(connection, key_id, lock=True)
+    if key is None:
+        raise unknown(key_id)
+    connection.execute(keys.update().where(keys.c.id == key_id).values(budget=budget))
+    return replace(key, budget=budget)
+
+
+def unknown(key_id: str) -> UsageError:
+    """What is said of an id that no key has."""
+    return UsageError(f"no key has the id {key_id!r}; narrows keys list shows them.")
 
 
 def _key(row: RowMapping) -> Key:

@@ -16,7 +16,7 @@ from narrows.ledger.checks import check_count
 from narrows.ledger.database import Database
 from narrows.ledger.errors import LedgerBusy, LedgerFull
 from narrows.ledger.instances import Instances
-from narrows.ledger.keys import Key, Scope, all_keys, find_secret, insert_key, mark_revoked
+from narrows.ledger.keys import Key, Scope, all_keys, change_budget, find_secret, insert_key, mark_revoked
 from narrows.ledger.location import default_file
 from narrows.ledger.migrate import migrate
 from narrows.ledger.requests import Order, Outcome, Reservation, Row, Spending, Usage
@@ -112,6 +112,14 @@ class Ledger:
         id."""
         with self._database.writing() as connection:
             return mark_revoked(connection, self._now(), key_id)
+
+    def set_budget(self, key_id: str, budget: int | None) -> Key:
+        """Give the key another budget, in picodollars a month, from now on; None for no limit. UsageError.
+
+        Requests that run are settled as they would have been, below what the month has spent already too.
+        """
+        with self._database.writing() as connection:
+            return change_budget(connection, key_id, budget)
 
     def keys(self) -> list[Key]:
         """All that were ever made, oldest first."""

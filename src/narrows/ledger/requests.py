@@ -16,7 +16,7 @@ from narrows.economics.prices import Tier, Tokens
 from narrows.errors import NarrowsError, UsageError
 from narrows.ledger.checks import LARGEST, check_count, check_money, check_seconds, check_text
 from narrows.ledger.errors import AlreadyDone, OverBudget, StillRunning
-from narrows.ledger.keys import Key, find_key
+from narrows.ledger.keys import Key, find_key, unknown
 from narrows.ledger.tables import requests, spending
 
 State = Literal["open", "settled", "released"]
@@ -226,7 +226,7 @@ def month_of(day: date) -> date:
 def _locked(connection: Connection, key_id: str) -> Key:
     key = find_key(connection, key_id, lock=True)
     if key is None:
-        raise UsageError(f"no key has the id {key_id!r}; narrows keys list shows them.")
+        raise unknown(key_id)
     return key
 
 
