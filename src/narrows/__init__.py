@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from narrows.engine.grammar import Grammar
     from narrows.engine.limits import Limits
     from narrows.engine.model import Completion, Model, load
-    from narrows.engine.request import SamplingParameters
+    from narrows.engine.request import SamplingParameters, ThinkingBudget
     from narrows.engine.sequence import Drawn, Finished, Prefilled
     from narrows.engine.store import Prefixes
     from narrows.errors import NarrowsError, UsageError
@@ -25,7 +25,7 @@ _HOMES = {
     "engine.engine": ["Engine"],
     "engine.grammar": ["Grammar"],
     "engine.model": ["Completion", "Model", "load"],
-    "engine.request": ["SamplingParameters"],
+    "engine.request": ["SamplingParameters", "ThinkingBudget"],
     "engine.sequence": ["Drawn", "Finished", "Prefilled"],
     "engine.store": ["Prefixes"],
     "errors": ["NarrowsError", "UsageError"],
@@ -43,6 +43,7 @@ __all__ = [
     "Prefilled",
     "Prefixes",
     "SamplingParameters",
+    "ThinkingBudget",
     "UsageError",
     "__version__",
     "load",

@@ -16,11 +16,13 @@ from narrows.engine.engine import Engine
 from narrows.engine.grammar import Grammar
 from narrows.engine.limits import Limits
 from narrows.engine.model import load
+from narrows.engine.request import ThinkingBudget
 from narrows.engine.sampling import SamplingParameters
 from narrows.engine.sequence import Drawn, Event, Finished
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import Network
 from narrows.model.presets import TINY
+from narrows.text.tokenizer import END_OF_THINKING
 from tests.parity.configurations import randomised
 
 LIMITS = Limits(memory=1 << 24, slots=3)
@@ -87,6 +89,55 @@ def test_several_answers_come_on_one_handle(network: Network) -> None:
         events = list(handle)
         assert sorted(event.sequence.index for event in events if isinstance(event, Finished)) == [0, 1, 2]
         assert len(handle.sequences) == 3
+
+
+def test_one_of_several_answers_can_be_cancelled(network: Network) -> None:
+    with Engine(network, limits=LIMITS) as engine:
+        handle = engine.submit(PROMPTS[3], SamplingParameters(max_tokens=400, temperature=1.0, seed=1, n=3))
+        handle.cancel(1)
+        reasons = {event.sequence.index: event.reason for event in handle if isinstance(event, Finished)}
+        assert reasons == {0: "stop", 1: "cancelled", 2: "stop"}
+
+
+def test_who_falls_behind_gets_what_has_come_at_once(network: Network, wanted: list[list[int]]) -> None:
+    async def ask(engine: Engine) -> list[list[Event]]:
+        handle = engine.submit(PROMPTS[2], SamplingParameters(max_tokens=6))
+        while engine.stats()["free_slots"] < LIMITS.slots or engine.stats()["drawn"] < 6:
+            await asyncio.sleep(0.01)
+        return [batch async for batch in handle.batches()]
+
+    with Engine(network, limits=LIMITS) as engine:
+        (batch,) = asyncio.run(ask(engine))
+        assert tokens_of(batch) == wanted[2]
+        assert isinstance(batch[-1], Finished)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_reasoning_ends_when_its_budget_is_spent(tokens: int, constrained: bool, drafts: int) -> None:
+    model = load()
+    end = model.tokenizer.control(END_OF_THINKING)
+    asked = SamplingParameters(max_tokens=30, logit_bias={end: -100})  # it never ends by itself
+    with Engine(model.network, model.tokenizer, Limits(memory=1 << 24, slots=3, drafts=drafts)) as engine:
+        options: dict[str, Any] = {}
+        if constrained:
+            options = {"grammar": Grammar.regex(engine.vocabulary, "[0-9]{9}"), "grammar_after": end}
+        drawn = tokens_of(list(engine.submit([5], asked, thinking=ThinkingBudget(tokens, end), **options)))
+    assert drawn.index(end) == tokens
+    assert drawn.count(end) == 1
+    if constrained:
+        assert re.fullmatch("[0-9]{9}", model.tokenizer.decode(drawn[tokens + 1 :]))
+
+
+def test_a_budget_that_is_not_spent_changes_nothing() -> None:
+    model = load()
+    end = model.tokenizer.control(END_OF_THINKING)
+    soon = SamplingParameters(max_tokens=30, temperature=1.0, seed=4, logit_bias={end: 15})
+    free = tokens_of(list(model.engine.submit([5], soon)))
+    place = free.index(end)
+    for tokens in (place, place + 1, 1000):
+        assert tokens_of(list(model.engine.submit([5], soon, thinking=ThinkingBudget(tokens, end)))) == free
 
 
 def test_a_timeout_ends_a_request(network: Network) -> None:
@@ -187,6 +238,8 @@ def test_what_is_no_grammar_of_this_engine_is_refused() -> None:
             ({"grammar": Grammar.regex(other.vocabulary, "a")}, "made with another vocabulary"),
             ({"grammar_after": 5}, "grammar_after is given without a grammar"),
             ({"grammar": ours, "grammar_after": -1}, "grammar_after is -1; give a token id below"),
+            ({"thinking": 5}, "thinking is 5; give a ThinkingBudget"),
+            ({"thinking": ThinkingBudget(5, 10**6)}, "the end of the thinking budget is 1000000; choose 0 to"),
         ):
             with pytest.raises(UsageError, match=message):
                 engine.submit([5], SamplingParameters(), **options)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from tests.text.conversations import EMBEDDED, OFFICIAL, calls, names, texts, wi
 # The model's logits may be more than the tokenizer's tokens.
 VOCABULARY = Vocabulary(EMBEDDED, EMBEDDED.vocab_size + 5)
 EOS, DSML_ID, THOUGHT = EMBEDDED.eos_id, EMBEDDED.control(DSML), EMBEDDED.control(END_OF_THINKING)
+NUMBERS = {"type": "array", "items": {"type": "integer"}}
 LONGEST = 600
 
 randoms = st.integers(0, 2**32).map(Random)
@@ -232,6 +233,24 @@ def test_calls_that_are_drawn_satisfy_the_schemas(tools: list[Tool], random: Ran
         assert state.mask().nonzero().flatten().tolist() == [EOS]
 
 
+@given(tools_of(objects(schemas, names)), randoms, st.booleans())
+@settings(max_examples=scaled(20))
+def test_a_reply_calls_once_or_is_json_where_that_is_asked_for(tools: list[Tool], random: Random, calls: bool) -> None:
+    grammar = Grammar.tool_calls(VOCABULARY, tools, parallel=False, content=NUMBERS)
+    state = GrammarState(grammar)
+    begun = [*EMBEDDED.encode("\n\n<"), DSML_ID] if calls else EMBEDDED.encode("[")
+    for token in begun:
+        state.advance(token)
+    drawn = walk(state, random)
+    if drawn is None:
+        return
+    reply = parsed(begun + drawn, tools)
+    check_calls(reply, tools)
+    assert len(reply.calls) == calls
+    assert reply.content == "" if calls else satisfies(json.loads(reply.content), NUMBERS)
+    assert not follows(grammar, EMBEDDED.encode("So"))
+
+
 anything = Tool("anything", "", {"type": "object"})
 # llguidance writes DEL, alone of what JSON may hold as it is, as an escape.
 without_del = texts.map(lambda text: text.replace("\x7f", ""))
@@ -327,8 +346,6 @@ def test_parameters_come_in_order_and_as_they_are_required(
 
 
 # -- the state ----------------------------------------------------------------------------------------------------
-
-NUMBERS = {"type": "array", "items": {"type": "integer"}}
 
 
 @given(st.lists(st.integers(0, EMBEDDED.vocab_size - 1).filter(lambda one: one not in (EOS, THOUGHT))), randoms)

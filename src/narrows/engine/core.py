@@ -34,6 +34,7 @@ from narrows.engine.sequence import (
 from narrows.engine.speculation import Drafter, Followed
 from narrows.engine.store import Prefixes
 from narrows.engine.text import TextStream
+from narrows.engine.thinking import Thinking
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.forward import Forward
 from narrows.model.precision import Precision
@@ -252,11 +253,10 @@ class Core:
     def _draw(self, sequence: SequenceState, logits: Tensor) -> tuple[list[Event], _End | None]:
         """The next token of a sequence, from logits [V], and whether it is the last."""
         try:
-            mask = None if sequence.grammar is None else sequence.grammar.mask()
-            sampled = sequence.sampler.draw(logits, mask)
+            sampled = sequence.sampler.draw(logits, sequence.mask())
             ended = sampled.token == self.network.config.eos_token_id
-            if sequence.grammar is not None and not ended:
-                sequence.grammar.advance(sampled.token)
+            if not ended:
+                sequence.follow(sampled.token)
         except Exception as error:  # whatever it was: it is this sequence's, and ends no other
             return [], ("error", error)
         token = sampled.token
@@ -299,8 +299,7 @@ class Core:
         def guess(number: int, logits: Tensor, ahead: int) -> int | None:
             sequence = members[number]
             try:
-                mask = sequence.grammar.mask() if sequence.grammar is not None and not ahead else None
-                return sequence.sampler.guess(logits, mask, ahead)
+                return sequence.sampler.guess(logits, None if ahead else sequence.mask(), ahead)
             except NarrowsError:  # which the draw will report, if it is still so
                 return None
 
@@ -481,5 +480,6 @@ class Core:
             sampler=Sampler(request.parameters, vocab, request.prompt, index),
             text=TextStream(self.tokenizer, request.parameters.stop),
             grammar=None if request.grammar is None else request.grammar(),
+            thinking=None if request.thinking is None else Thinking(request.thinking, vocab),
             tokens=list(request.prompt),
         )

@@ -8,14 +8,15 @@ import os
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from narrows.engine.core import Core
 from narrows.engine.limits import Limits
-from narrows.engine.request import SamplingParameters, check_prompt, check_submission
+from narrows.engine.request import SamplingParameters, ThinkingBudget, check_prompt, check_submission, check_thinking
 from narrows.engine.sequence import Event, Finished, Request, SequenceState
 from narrows.engine.store import Prefixes
 from narrows.errors import NarrowsError, UsageError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class Handle:
     """A request under way. Iterate over it, or `async for`, for its events until all its sequences have ended.
 
-    For one reader, and NarrowsError for another: who leaves the loop before its end cancels the request.
+    Or over `batches`. For one reader, and NarrowsError for another: who leaves before the end cancels the request.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -42,29 +43,50 @@ class Handle:
         self.sequences: list[SequenceState] = []
         self._left = 0
 
-    def cancel(self) -> None:
-        """End the request at the next step; its sequences finish as "cancelled"."""
-        self._engine._cancel(self)
+    def cancel(self, index: int | None = None) -> None:
+        """End the request, or its sequence number `index` alone, at the next step: it finishes as "cancelled"."""
+        self._engine._cancel(self, index)
 
     def __iter__(self) -> Iterator[Event]:
         self._begin_reading()
         try:
             while self._left:
-                yield self._counted(self._events.get())
+                event = self._events.get()
+                self._left -= isinstance(event, Finished)
+                yield event
         finally:
             self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        async with aclosing(self.batches()) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def batches(self) -> AsyncGenerator[list[Event]]:
+        """The events in lists of all that have come since the last: who falls behind gets longer ones, not later."""
         self._begin_reading()
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop, come = asyncio.get_running_loop(), asyncio.Event()
+        batch: list[Event] = []
+
+        def keep(event: Event) -> None:
+            batch.append(event)
+            if len(batch) == 1 and not loop.is_closed():  # whoever waited has gone with it
+                loop.call_soon_threadsafe(come.set)
+
         with self._lock:
             while not self._events.empty():
-                events.put_nowait(self._events.get())
-            self._sink = lambda event: _hand_over(loop, events, event)
+                keep(self._events.get())
+            self._sink = keep
         try:
             while self._left:
-                yield self._counted(await events.get())
+                await come.wait()
+                come.clear()
+                with self._lock:
+                    taken, batch = batch, []
+                if taken:
+                    self._left -= sum(isinstance(event, Finished) for event in taken)
+                    yield taken
         finally:
             self._leave()
 
@@ -77,10 +99,6 @@ class Handle:
     def _leave(self) -> None:
         if self._left:
             self.cancel()
-
-    def _counted(self, event: Event) -> Event:
-        self._left -= isinstance(event, Finished)
-        return event
 
     def _put(self, event: Event) -> None:
         with self._lock:
@@ -122,18 +140,21 @@ class Engine:
         timeout: float | None = None,
         grammar: Grammar | None = None,
         grammar_after: int | None = None,
+        thinking: ThinkingBudget | None = None,
     ) -> Handle:
         """Queue a request: token ids to continue, how, how urgently (higher first), and for how many seconds at most.
 
         `grammar`, made with this engine's `vocabulary`, is what the reply must be; with `grammar_after`, from behind
-        that token on, which ends the reasoning. Raises UsageError for a request that can never run, NarrowsError on a
-        closed engine.
+        that token on, which ends the reasoning. `thinking`: how long that may be. Raises UsageError for a request that
+        can never run, NarrowsError on a closed engine.
         """
         check_submission(parameters, priority, timeout)
         config = self._core.network.config
         prompt = check_prompt(prompt, config.vocab_size, config.max_position_embeddings)
         deadline = None if timeout is None else time.monotonic() + timeout
-        request = Request(prompt, parameters, priority, deadline, self._followed(grammar, grammar_after))
+        check_thinking(thinking, config.vocab_size)
+        followed = self._followed(grammar, grammar_after)
+        request = Request(prompt, parameters, priority, deadline, followed, thinking)
         handle = Handle(self)
 
         def begin() -> None:
@@ -224,12 +245,12 @@ class Engine:
             raise error
         return result
 
-    def _cancel(self, handle: Handle) -> None:
+    def _cancel(self, handle: Handle, index: int | None) -> None:
         """Without waiting: whoever drops a handle may do so from anywhere, the garbage collector's calls included."""
 
         def cancel() -> None:
             for sequence in handle.sequences:
-                if sequence in self._handles:
+                if sequence in self._handles and index in (None, sequence.index):
                     self._core.cancel(sequence)
 
         with self._wake:
@@ -282,8 +303,3 @@ def _precision(cache: Precision | str | None) -> Precision | None:
     if cache is not None and cache not in choices:
         raise UsageError(f"cache is {cache!r}, which no history is kept in; choose {', '.join(choices)}, or None.")
     return None if cache is None else Precision(cache)
-
-
-def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
-    if not loop.is_closed():  # whoever waited has gone with it
-        loop.call_soon_threadsafe(events.put_nowait, event)

@@ -79,12 +79,22 @@ class Grammar:
         return cls(vocabulary, text, "the grammar")
 
     @classmethod
-    def tool_calls(cls, vocabulary: Vocabulary, tools: Sequence[Tool], *, required: bool = False) -> Self:
+    def tool_calls(
+        cls,
+        vocabulary: Vocabulary,
+        tools: Sequence[Tool],
+        *,
+        required: bool = False,
+        parallel: bool = True,
+        content: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Content that may end in calls of `tools` or, if they are `required`, calls alone, which satisfy the schemas.
 
-        NarrowsError where the tokenizer has no ｜DSML｜.
+        `parallel`: several calls; `content`: the JSON schema of a reply that calls nothing. NarrowsError where the
+        tokenizer has no ｜DSML｜.
         """
-        lark = tool_calls(tools, vocabulary.tokenizer.control(DSML), required=required)
+        dsml = vocabulary.tokenizer.control(DSML)
+        lark = tool_calls(tools, dsml, required=required, parallel=parallel, content=content)
         return cls(vocabulary, lark, "the grammar of the tools")
 
 
@@ -109,7 +119,7 @@ class GrammarState:
     def mask(self) -> Tensor:
         """Which tokens may come next: bool [V]. The end token exactly where the reply may end.
 
-        NarrowsError, with llguidance's reason, where a grammar leads nowhere or becomes too much to follow.
+        UsageError, with llguidance's reason, where a grammar leads nowhere or becomes too much to follow.
         """
         if self._after is not None:
             allowed = torch.ones(self._vocabulary.size, dtype=torch.bool)
@@ -123,7 +133,7 @@ class GrammarState:
         return self._mask
 
     def advance(self, token: int) -> None:
-        """Follow the reply by one token. NarrowsError for one that `mask` does not allow, and as from `mask`."""
+        """Follow the reply by one token. NarrowsError for one that `mask` does not allow, UsageError as from `mask`."""
         self._check()
         if not self._allows(token):
             raise NarrowsError(f"the constraint does not allow token {token} here; draw it under the mask.")
@@ -146,4 +156,4 @@ class GrammarState:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().splitlines()[0]
-            raise NarrowsError(f"the constraint cannot be followed any further ({reason}); simplify it.")
+            raise UsageError(f"the constraint cannot be followed any further ({reason}); simplify it.")

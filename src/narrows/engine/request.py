@@ -67,6 +67,20 @@ class SamplingParameters:
             raise UsageError("a stop string is empty, which every text holds; leave it out.")
 
 
+@dataclass(frozen=True)
+class ThinkingBudget:
+    """A reply that begins inside its reasoning has `tokens` for it; then comes the token `end`, if it has not yet.
+
+    UsageError for less than 0 tokens.
+    """
+
+    tokens: int
+    end: int
+
+    def __post_init__(self) -> None:
+        _check_whole("the thinking budget", self.tokens, 0, None)
+
+
 def check_request(max_tokens: Any, temperature: Any, seed: Any) -> None:
     """UsageError unless max_tokens is a whole number from 1, temperature a number from 0, seed one of 64 bits."""
     for name, value in (("max_tokens", max_tokens), ("seed", seed)):
@@ -86,6 +100,13 @@ def check_submission(parameters: Any, priority: Any, timeout: Any) -> None:
     _check_kind("priority", priority, Integral, "a whole number")
     if timeout is not None:
         _check_number("timeout", timeout, 0, 1e9)
+
+
+def check_thinking(thinking: Any, vocab_size: int) -> None:
+    """UsageError unless this is a ThinkingBudget that ends with a token of the vocabulary, or None."""
+    if thinking is not None:
+        _check_kind("thinking", thinking, ThinkingBudget, "a ThinkingBudget")
+        _check_whole("the end of the thinking budget", thinking.end, 0, vocab_size - 1)
 
 
 def check_prompt(prompt: Sequence[Any], vocab_size: int, positions: int) -> tuple[int, ...]:

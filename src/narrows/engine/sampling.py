@@ -75,7 +75,7 @@ class Sampler:
         """What the next token is drawn from: logits [V] -> probabilities [V], float64.
 
         Greedy is one at the highest score, of equal ones at the lowest token. `mask` [V], bool, is true where a token
-        is allowed. NarrowsError when the logits are not finite, or when the mask allows nothing.
+        is allowed. NarrowsError when the logits are not finite, UsageError when the mask allows nothing.
         """
         scores = self._scores(logits, mask)
         if self.parameters.temperature == 0:
@@ -135,7 +135,7 @@ class Sampler:
         scores[self._biased] += self._bias
         if mask is not None:
             if not bool(mask.any()):
-                raise NarrowsError("the constraint allows no token here; loosen it, or leave it out.")
+                raise UsageError("the constraint allows no token here; loosen it, or leave it out.")
             scores[~mask] = -torch.inf
         return scores
 

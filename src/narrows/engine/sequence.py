@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from torch import Tensor
+
 from narrows.engine.paged_history import Contents, State
 from narrows.engine.prefix_tree import Node
+from narrows.engine.request import ThinkingBudget
 from narrows.engine.sampling import Sampler, SamplingParameters
 from narrows.engine.scheduler import Job
 from narrows.engine.speculation import Success
 from narrows.engine.text import TextStream
+from narrows.engine.thinking import Thinking
 
 if TYPE_CHECKING:
     from narrows.engine.grammar import GrammarState
@@ -23,7 +27,7 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 class Request:
     """What is asked: token ids to continue, how, how urgently (higher first), and until when (time.monotonic).
 
-    `grammar` makes a fresh state of the constraint for every sequence.
+    `grammar` makes a fresh state of the constraint for every sequence; `thinking` bounds its reasoning.
     """
 
     prompt: tuple[int, ...]
@@ -31,6 +35,7 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     grammar: Callable[[], GrammarState] | None = None
+    thinking: ThinkingBudget | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class SequenceState:
     sampler: Sampler
     text: TextStream
     grammar: GrammarState | None
+    thinking: Thinking | None
     tokens: list[int]
     blocks: list[int] = field(default_factory=list)
     node: Node[State] | None = None
@@ -69,6 +75,18 @@ class SequenceState:
     def produced(self) -> int:
         """Tokens drawn so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    def mask(self) -> Tensor | None:
+        """Which tokens may come next: bool [V], None for all. UsageError where a grammar leads nowhere."""
+        forced = None if self.thinking is None else self.thinking.mask()
+        return self.grammar.mask() if forced is None and self.grammar is not None else forced
+
+    def follow(self, token: int) -> None:
+        """Take note of a token that `mask` allows and that does not end the reply."""
+        if self.thinking is not None:
+            self.thinking.advance(token)
+        if self.grammar is not None:
+            self.grammar.advance(token)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The grammar of replies that call tools: the markup of text/markup.py, around arguments that satisfy the schemas.
 
     reply := content [calls]            or, where calls are required, "\\n\\n" calls
+                                        or, where content is JSON,    JSON | "\\n\\n" calls
 
 Calls stand as text/chat.py writes them. Parameters come in the order of the schema's properties, as in JSON from
 llguidance, each at most once; where properties are listed, others only if additionalProperties says so.
@@ -32,25 +33,36 @@ _BEYOND_PROPERTIES = {
 _OTHER_TYPES = ["object", "array", "number", "boolean", "null"]
 
 
-def tool_calls(tools: Sequence[Tool], dsml_id: int, *, required: bool) -> str:
+def tool_calls(
+    tools: Sequence[Tool],
+    dsml_id: int,
+    *,
+    required: bool = False,
+    parallel: bool = True,
+    content: Mapping[str, Any] | None = None,
+) -> str:
     """Lark text for replies that call some of `tools`; `dsml_id` is the token ｜DSML｜.
 
     `required`: the reply is calls and nothing else; otherwise content may come first, and calls may be left out.
-    UsageError, naming the tool, for a schema that a grammar cannot keep to.
+    `parallel`: it may hold several calls. `content`: the JSON schema of a reply that calls nothing; one that does has
+    then no other content. UsageError, naming the tool, for a schema that a grammar cannot keep to.
     """
     if not tools:
         raise UsageError("there is no tool that could be called; give at least one.")
-    start = '"\\n\\n<" calls' if required else "CONTENT | CONTENT_BEFORE calls"
+    only_calls = '"\\n\\n<" calls'
+    free = "CONTENT | CONTENT_BEFORE calls" if content is None else f"json_content | {only_calls}"
     rules = [
-        f"start: {start}",
+        f"start: {only_calls if required else free}",
         f"CONTENT: {ANYTHING}",
         'CONTENT_BEFORE: CONTENT "<"',  # the line breaks before a block are the model's habit, not our law
         f"VALUE: {ANYTHING}",
         'VALUE_BEFORE: VALUE "</"',
         f"dsml: <[{dsml_id}]>",
-        'calls: dsml "tool_calls>" invoke+ "\\n</" dsml "tool_calls>"',
+        f'calls: dsml "tool_calls>" invoke{"+" if parallel else ""} "\\n</" dsml "tool_calls>"',
         f"invoke: {' | '.join(f'invoke_{number}' for number in range(len(tools)))}",
     ]
+    if content is not None:
+        rules.append(f"json_content: {json_rule(content, 'the JSON schema')}")
     for number, tool in enumerate(tools):
         rules += _invoke(tool, number)
     return "\n".join(rules)
