@@ -1,0 +1,59 @@
+"""The application: routes, and errors in the shape of whoever asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+import narrows
+from narrows.server import models, openai_chat, openai_completions, operations
+from narrows.server.accounting import Ledger
+from narrows.server.backend import Backend
+from narrows.server.body import told
+from narrows.server.door import Door
+from narrows.server.errors import ApiError, error_response
+from narrows.server.service import Service
+from narrows.server.settings import Settings
+from narrows.server.visit import Visit
+
+_REASONS = {
+    400: "the body cannot be read as JSON (no UTF-8, or nested too deeply); send a JSON object.",
+    404: "there is no such address here; /openapi.json lists all that there are.",
+    405: "this address does not take this method; /openapi.json says which it takes.",
+}
+
+
+def create_app(backends: Sequence[Backend], ledger: Ledger, settings: Settings | None = None) -> FastAPI:
+    """The server of these models, as an ASGI application."""
+    service = Service(backends, ledger, settings or Settings())
+    app = FastAPI(
+        title="Narrows",
+        version=narrows.__version__,
+        docs_url=None,  # these load scripts from elsewhere
+        redoc_url=None,
+        strict_content_type=False,
+        exception_handlers={HTTPException: _refused, RequestValidationError: _invalid},
+    )
+    app.state.service = service
+    app.include_router(operations.router)
+    for prefix in ("/v1", "", "/beta"):  # the last two are DeepSeek's
+        for router in (models.router, openai_chat.router, openai_completions.router):
+            app.include_router(router, prefix=prefix, include_in_schema=prefix == "/v1")
+    app.add_middleware(Door, settings=service.settings, ledger=ledger, metrics=service.metrics)
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, ApiError):
+        error = ApiError(error.status_code, _REASONS.get(error.status_code, f"{error.detail}."))
+    visit = Visit.of(request.scope)
+    return error_response(error, visit.protocol, visit.id)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _refused(request, told(error.errors()))

@@ -1,0 +1,222 @@
+"""OpenAI's and DeepSeek's text completions: what follows a prompt, or stands between a prompt and a suffix."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, FiniteFloat
+
+from narrows.engine.request import SamplingParameters, check_prompt
+from narrows.engine.sequence import Drawn, Finished
+from narrows.errors import UsageError
+from narrows.server.answer import Answer
+from narrows.server.backend import Backend, Job
+from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens, refuse
+from narrows.server.errors import ApiError, error_body
+from narrows.server.openai_chat import StreamOptions, sampling, stops
+from narrows.server.openai_wire import AskedTier, tier_of, usage_of
+from narrows.server.service import Plan, Service, priority_of, room
+from narrows.server.settings import Settings
+from narrows.server.sse import event
+from narrows.text.fim import fim_prompt
+from narrows.text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+# What OpenAI's endpoint writes where a request does not say how much.
+_DEFAULT_TOKENS = 16
+
+_Ids = list[int]
+
+
+class CompletionBody(Body):
+    """POST /v1/completions. Text begins behind BOS; token ids are taken as they are."""
+
+    model: Short
+    prompt: str | list[str] | _Ids | list[_Ids]
+    suffix: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: Tokens | None = None
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: FiniteFloat | None = None
+    logit_bias: dict[str, float] | None = None
+    stop: str | list[str] | None = None
+    seed: Seed | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    service_tier: AskedTier | None = None
+
+
+@router.post("/completions", tags=["OpenAI"])
+async def completions(request: Request, body: CompletionBody) -> Response:
+    """Continue a text, or fill in its middle."""
+    service = Service.of(request)
+
+    def plan(backend: Backend) -> Plan:
+        jobs = _jobs(backend, body, service.settings)
+        return Plan(jobs, CompletionAnswer(backend, body, jobs), body.stream is True, tier_of(body.service_tier))
+
+    return await service.answer(request, body.model, plan)
+
+
+def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Job]:
+    refuse({"echo": body.echo or None}, {"echo": "put the prompt before the answer yourself"})
+    n = body.n or 1
+    if body.best_of is not None and body.best_of != n:
+        raise UsageError(f"best_of is {body.best_of} and n is {n}; ask for as many answers as you want to have.")
+    prompts = _prompts(backend, body)
+    if len(prompts) * n > settings.most_choices:
+        raise UsageError(
+            f"{len(prompts)} prompts with n {n} are given; ask for {settings.most_choices} answers or fewer."
+        )
+    parameters = {
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "stop": stops(body.stop),
+        "n": n,
+        "logprobs": body.logprobs,
+        **sampling(body),
+    }
+    return [
+        Job(
+            prompt,
+            SamplingParameters(max_tokens=room(backend, prompt, body.max_tokens, _DEFAULT_TOKENS), **parameters),
+            priority=priority_of(tier_of(body.service_tier)),
+            timeout=settings.request_seconds,
+        )
+        for prompt in prompts
+    ]
+
+
+def _prompts(backend: Backend, body: CompletionBody) -> list[Sequence[int]]:
+    """The prompts as token ids. UsageError for what is none."""
+    given = body.prompt
+    if not isinstance(given, str) and not given:
+        raise UsageError("prompt is an empty list; give text, token ids, or several of either.")
+    many = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    info = backend.info
+    prompts: list[Sequence[int]] = []
+    for one in many:
+        if isinstance(one, str):
+            prompts.append(_text_prompt(info.tokenizer, one, body.suffix, info.fim_layout))
+        elif body.suffix is not None:
+            raise UsageError("a suffix goes with a prompt of text, not of token ids; encode both as one prompt.")
+        else:
+            assert isinstance(one, list)
+            prompts.append(check_prompt(one, info.vocab_size, info.context))
+    return prompts
+
+
+def _text_prompt(tokenizer: Tokenizer, text: str, suffix: str | None, layout: Any) -> Sequence[int]:
+    if suffix:
+        return fim_prompt(tokenizer, text, suffix, layout=layout)
+    return [tokenizer.bos_id, *tokenizer.encode(text)]
+
+
+class _Text:
+    """One choice, as it grows."""
+
+    stopped = False  # the engine itself looks for stop strings here
+    reasoning = 0
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.pieces: list[str] = []
+        self.drawn: list[Drawn] = []
+        self.length = 0
+        self.finish_reason: str | None = None
+
+
+class CompletionAnswer(Answer):
+    """A text completion."""
+
+    def __init__(self, backend: Backend, body: CompletionBody, jobs: Sequence[Job]) -> None:
+        each = jobs[0].parameters.n
+        self._texts = [_Text() for _ in range(each * len(jobs))]
+        super().__init__([len(job.prompt) for job in jobs], self._texts, each=each)
+        self._tokenizer = backend.info.tokenizer
+        self._scores = body.logprobs
+        self._include_usage = body.stream_options is not None and body.stream_options.include_usage is True
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": backend.info.name,
+            "service_tier": tier_of(body.service_tier),
+        }
+
+    def _drawn(self, number: int, tokens: Sequence[Drawn]) -> Iterable[str]:
+        text = self._texts[number]
+        text.tokens += len(tokens)
+        return self._tell(number, "".join(one.piece for one in tokens), tokens)
+
+    def _finished(self, number: int, finished: Finished) -> Iterable[str]:
+        self._texts[number].finish_reason = "length" if finished.reason == "length" else "stop"
+        return self._tell(number, finished.piece, (), self._texts[number].finish_reason)
+
+    def _tell(
+        self, number: int, piece: str, tokens: Sequence[Drawn], finish_reason: str | None = None
+    ) -> Iterable[str]:
+        text = self._texts[number]
+        scores = None
+        if self._scores is not None:
+            scores = self._scored(tokens, text.length)
+            text.drawn += tokens
+        text.pieces.append(piece)
+        text.length += len(piece)
+        if piece or finish_reason or (scores and tokens):
+            usage = {"usage": None} if self._include_usage else {}
+            choice = {"index": number, "text": piece, "logprobs": scores, "finish_reason": finish_reason}
+            yield event({**self._head, "choices": [choice], **usage})
+
+    def _scored(self, tokens: Sequence[Drawn], offset: int) -> dict[str, Any]:
+        """Scores as this endpoint has always had them: by the tokens' spelling."""
+        spelled = [self._spelling(one.token) for one in tokens]
+        offsets = []
+        for one in tokens:
+            offsets.append(offset)
+            offset += len(one.piece)
+        return {
+            "tokens": spelled,
+            "token_logprobs": [one.logprob for one in tokens],
+            "top_logprobs": [{self._spelling(token): logprob for token, logprob in one.alternatives} for one in tokens],
+            "text_offset": offsets,
+        }
+
+    def _spelling(self, token: int) -> str:
+        """A token's text; its bytes where it is a part of a character, so that no two tokens look alike."""
+        spelled = self._tokenizer.bytes_of(token)
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+    def end(self) -> str:
+        usage = event({**self._head, "choices": [], "usage": usage_of(self.usage())}) if self._include_usage else ""
+        return f"{usage}data: [DONE]\n\n"
+
+    def whole(self) -> Mapping[str, Any]:
+        choices = [
+            {
+                "index": number,
+                "text": "".join(text.pieces),
+                "logprobs": None if self._scores is None else self._scored(text.drawn, 0),
+                "finish_reason": text.finish_reason,
+            }
+            for number, text in enumerate(self._texts)
+        ]
+        return {**self._head, "choices": choices, "usage": usage_of(self.usage())}
+
+    def failed(self, error: ApiError) -> str:
+        return event(error_body(error, "openai", ""))

@@ -1,0 +1,32 @@
+"""Whether the server lives, whether it takes requests, and its figures."""
+
+from __future__ import annotations
+
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from narrows.server.service import Service
+
+router = APIRouter(tags=["Operations"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process lives. The one answer that needs no key."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(request: Request) -> dict[str, str]:
+    """Requests are taken; 503 where the server is about to end."""
+    Service.of(request).lifecycle.check()
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus, to keys with the scope "metrics"."""
+    service = Service.of(request)
+    service.check_scope(request, "metrics")
+    return Response(await to_thread.run_sync(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
