@@ -179,6 +179,10 @@ PATHS = {
         ),
         *("tools", "tool_choice", "response_format", "reasoning_effort", "thinking", "logit_bias", "service_tier"),
     ],
+    "/v1/messages": [
+        *("messages", "system", "stream", "max_tokens", "temperature", "top_k", "stop_sequences", "tools"),
+        *("tool_choice", "thinking", "output_config", "service_tier"),
+    ],
     "/v1/completions": [
         *("prompt", "suffix", "stream", "max_tokens", "temperature", "stop", "n", "logprobs", "best_of", "echo"),
     ],

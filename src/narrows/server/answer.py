@@ -53,6 +53,7 @@ class Answer(ABC):
             elif isinstance(event, Prefilled):
                 self._prefilled[part] = max(self._prefilled[part], event.tokens)
                 self._reused[part] = max(self._reused[part], event.reused)
+                told += self._read(part)
             else:
                 told += self._drawn(number, drawn.pop(number, []))
                 told += self._finished(number, event)
@@ -69,6 +70,10 @@ class Answer(ABC):
     def begin(self) -> str:
         """What a stream begins with."""
         return ""
+
+    def _read(self, part: int) -> Iterable[str]:
+        """More of the prompt number `part` has been read."""
+        return ()
 
     @abstractmethod
     def _drawn(self, number: int, tokens: Sequence[Drawn]) -> Iterable[str]:

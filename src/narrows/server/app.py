@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import narrows
-from narrows.server import models, openai_chat, openai_completions, operations
+from narrows.server import anthropic_messages, models, openai_chat, openai_completions, operations
 from narrows.server.accounting import Ledger
 from narrows.server.backend import Backend
 from narrows.server.body import told
@@ -42,6 +42,9 @@ def create_app(backends: Sequence[Backend], ledger: Ledger, settings: Settings |
     for prefix in ("/v1", "", "/beta"):  # the last two are DeepSeek's
         for router in (models.router, openai_chat.router, openai_completions.router):
             app.include_router(router, prefix=prefix, include_in_schema=prefix == "/v1")
+    for prefix in ("/v1", "/anthropic/v1"):
+        app.include_router(anthropic_messages.router, prefix=prefix, include_in_schema=prefix == "/v1")
+    app.include_router(models.router, prefix="/anthropic/v1", include_in_schema=False)
     app.add_middleware(Door, settings=service.settings, ledger=ledger, metrics=service.metrics)
     return app
 

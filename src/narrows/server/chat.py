@@ -120,6 +120,11 @@ def chat_of(backend: Backend, asked: Asked, settings: Settings) -> Chat:
     return Chat(job, asked, prompt.thinking)
 
 
+def stop_strings(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One, several or none. UsageError for an empty one."""
+    return SamplingParameters(stop=(given,) if isinstance(given, str) else tuple(given or ())).stop
+
+
 def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages with those of the system that stand first made one, as clients send several."""
     first = list(takewhile(lambda one: isinstance(one, SystemMessage), messages))

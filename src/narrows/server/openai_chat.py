@@ -16,7 +16,7 @@ from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend
 from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens, refuse, unsigned
-from narrows.server.chat import Asked, Chat, chat_of
+from narrows.server.chat import Asked, Chat, chat_of, stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.openai_wire import AskedTier, scores_of, tier_of, usage_of
 from narrows.server.service import Plan, Service
@@ -139,7 +139,7 @@ def asked_by(body: ChatBody) -> Asked:
         ),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         effort=_effort(body),
-        stop=stops(body.stop),
+        stop=stop_strings(body.stop),
         tools=tools,
         calls=calls,
         only=only,
@@ -159,12 +159,6 @@ def sampling(body: Any) -> dict[str, Any]:
     }
     given |= {"seed": unsigned(body.seed), "logit_bias": _bias(body.logit_bias)}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Stop strings. UsageError for an empty one."""
-    given = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    return SamplingParameters(stop=given).stop
 
 
 def _bias(given: Mapping[str, float] | None) -> dict[int, float] | None:

@@ -16,8 +16,9 @@ from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend, Job
 from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens, refuse
+from narrows.server.chat import stop_strings
 from narrows.server.errors import ApiError, error_body
-from narrows.server.openai_chat import StreamOptions, sampling, stops
+from narrows.server.openai_chat import StreamOptions, sampling
 from narrows.server.openai_wire import AskedTier, tier_of, usage_of
 from narrows.server.service import Plan, Service, priority_of, room
 from narrows.server.settings import Settings
@@ -83,7 +84,7 @@ def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Jo
         )
     parameters = {
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "stop": stops(body.stop),
+        "stop": stop_strings(body.stop),
         "n": n,
         "logprobs": body.logprobs,
         **sampling(body),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from narrows.errors import UsageError
 from narrows.text.messages import AssistantMessage, Message, SystemMessage, Tool, ToolCall, ToolMessage, UserMessage
+from narrows.text.plain_data import as_list, as_object, as_string
 
 
 def read_messages(data: Any) -> tuple[Message, ...]:
@@ -17,7 +17,7 @@ def read_messages(data: Any) -> tuple[Message, ...]:
     `prefix` (true: to be continued); a tool's has `tool_call_id`. Other fields are ignored. Raises UsageError, which
     names the place, for what is of another kind.
     """
-    return tuple(_message(message, f"messages[{place}]") for place, message in enumerate(_list(data, "messages")))
+    return tuple(_message(message, f"messages[{place}]") for place, message in enumerate(as_list(data, "messages")))
 
 
 def read_tools(data: Any) -> tuple[Tool, ...]:
@@ -25,11 +25,11 @@ def read_tools(data: Any) -> tuple[Tool, ...]:
 
     Without parameters the tool takes none. Raises UsageError, which names the place, for what is of another kind.
     """
-    return tuple(_tool(tool, f"tools[{place}]") for place, tool in enumerate(_list(data, "tools")))
+    return tuple(_tool(tool, f"tools[{place}]") for place, tool in enumerate(as_list(data, "tools")))
 
 
 def _message(data: Any, place: str) -> Message:
-    fields = _object(data, place)
+    fields = as_object(data, place)
     content = _content(fields.get("content"), f"{place}.content")
     match fields.get("role"):
         case "system" | "developer":
@@ -37,15 +37,15 @@ def _message(data: Any, place: str) -> Message:
         case "user":
             return UserMessage(content)
         case "assistant":
-            calls = _list(fields.get("tool_calls") or [], f"{place}.tool_calls")
+            calls = as_list(fields.get("tool_calls") or [], f"{place}.tool_calls")
             return AssistantMessage(
                 content,
-                _string(fields.get("reasoning_content") or "", f"{place}.reasoning_content"),
+                as_string(fields.get("reasoning_content") or "", f"{place}.reasoning_content"),
                 tuple(_call(call, f"{place}.tool_calls[{number}]") for number, call in enumerate(calls)),
                 unfinished=fields.get("prefix") is True,
             )
         case "tool":
-            return ToolMessage(_string(fields.get("tool_call_id"), f"{place}.tool_call_id"), content)
+            return ToolMessage(as_string(fields.get("tool_call_id"), f"{place}.tool_call_id"), content)
         case role:
             raise UsageError(f"{place}.role is {role!r}; use system, user, assistant or tool.")
 
@@ -56,17 +56,17 @@ def _content(data: Any, place: str) -> str:
     if isinstance(data, str):
         return data
     texts = []
-    for number, part in enumerate(_list(data, place)):
-        fields = _object(part, f"{place}[{number}]")
+    for number, part in enumerate(as_list(data, place)):
+        fields = as_object(part, f"{place}[{number}]")
         if fields.get("type") != "text":
             raise UsageError(f"{place}[{number}].type is {fields.get('type')!r}; only text can be read.")
-        texts.append(_string(fields.get("text"), f"{place}[{number}].text"))
+        texts.append(as_string(fields.get("text"), f"{place}[{number}].text"))
     return "\n\n".join(texts)
 
 
 def _call(data: Any, place: str) -> ToolCall:
-    fields = _object(data, place)
-    function = _object(fields.get("function"), f"{place}.function")
+    fields = as_object(data, place)
+    function = as_object(fields.get("function"), f"{place}.function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
@@ -74,44 +74,22 @@ def _call(data: Any, place: str) -> ToolCall:
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{place}.function.arguments is not valid JSON ({error}); send an object.") from None
     return ToolCall(
-        _string(fields.get("id"), f"{place}.id"),
-        _string(function.get("name"), f"{place}.function.name"),
-        _object(arguments, f"{place}.function.arguments"),
+        as_string(fields.get("id"), f"{place}.id"),
+        as_string(function.get("name"), f"{place}.function.name"),
+        as_object(arguments, f"{place}.function.arguments"),
     )
 
 
 def _tool(data: Any, place: str) -> Tool:
-    fields = _object(data, place)
+    fields = as_object(data, place)
     if fields.get("type") != "function":
         raise UsageError(f"{place}.type is {fields.get('type')!r}; only functions can be called.")
-    function = _object(fields.get("function"), f"{place}.function")
+    function = as_object(fields.get("function"), f"{place}.function")
     return Tool(
-        _string(function.get("name"), f"{place}.function.name"),
-        _string(function.get("description") or "", f"{place}.function.description"),
-        _object(
+        as_string(function.get("name"), f"{place}.function.name"),
+        as_string(function.get("description") or "", f"{place}.function.description"),
+        as_object(
             function.get("parameters") or {"type": "object", "properties": {}},
             f"{place}.function.parameters",
         ),
     )
-
-
-def _string(data: Any, place: str) -> str:
-    if not isinstance(data, str):
-        raise UsageError(f"{place} is {_kind(data)}; send a string.")
-    return data
-
-
-def _object(data: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise UsageError(f"{place} is {_kind(data)}; send an object.")
-    return data
-
-
-def _list(data: Any, place: str) -> Sequence[Any]:
-    if not isinstance(data, list | tuple):
-        raise UsageError(f"{place} is {_kind(data)}; send a list.")
-    return data
-
-
-def _kind(data: Any) -> str:
-    return "missing" if data is None else f"of type {type(data).__name__}"
