@@ -100,7 +100,7 @@ def test_reading_makes_no_ledger(narrows: Command, tmp_path: Path) -> None:
         (("keys", "create", "x", "--expires", "2020-01-01"), "which is past; choose a time to come"),
         (("keys", "create", "x", "--budget", "lots"), "the budget is 'lots'; give dollars, such as 2.50"),
         (("keys", "create", "x", "--budget", "1e9"), r"budget is 1\d+ picodollars; .* to \$4,000,000.00"),
-        (("keys", "create", "x", "--scope", "root"), "choose from inference, admin"),
+        (("keys", "create", "x", "--scope", "root"), "choose from inference, metrics, admin"),
         (("keys", "create", "x", "--concurrency", "0"), "concurrency is 0"),
         (("keys", "create", " "), "the key's name is ' '"),
         (("keys", "create", "x", "--ledger", "mysql://h/x"), "mysql is not supported"),

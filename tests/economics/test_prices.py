@@ -23,7 +23,7 @@ def test_the_published_prices() -> None:
         ("deepseek-v4-pro", LATER): "0.003625 0.435 0.87",
         ("deepseek-v4-flash", LAUNCH): "0.028 0.14 0.28",
         ("claude-opus-4.8", LATER): "0.5 5 25",
-        ("embedded", LATER): "0.001 0.01 0.02",
+        ("self-hosted", LATER): "0.001 0.01 0.02",
     }
     million = 1_000_000
     for (model, day), expected in published.items():
@@ -64,7 +64,7 @@ def test_the_latest_price_that_is_not_after_the_day(since: set[date], on: date) 
 def test_an_unknown_model_is_told_the_nearest_names() -> None:
     with pytest.raises(UsageError, match=r"deepseek-v4-por has no price; .*: deepseek-v4-pro, deepseek-v4-flash\."):
         BOOK.price("deepseek-v4-por", LATER)
-    with pytest.raises(UsageError, match=r"zzz has no price; .*embedded"):
+    with pytest.raises(UsageError, match=r"zzz has no price; .*self-hosted"):
         BOOK.price("zzz", LATER)
 
 
@@ -82,13 +82,13 @@ source = "us"
 
 def test_a_hosts_file_takes_the_place_of_the_models_it_names(tmp_path: Path) -> None:
     file = tmp_path / "prices.toml"
-    file.write_text(ENTRY + ENTRY.replace("mine", "embedded").replace("0.1", "1_000.5"))
+    file.write_text(ENTRY + ENTRY.replace("mine", "self-hosted").replace("0.1", "1_000.5"))
     book = PriceBook.load(file)
     assert set(book.names) == {*BOOK.names, "mine"}
-    assert book.price("embedded", LATER).hit == 1_000_500_000
+    assert book.price("self-hosted", LATER).hit == 1_000_500_000
     assert book.price("mine", LATER).cost(Tokens(10, 10, 10), "priority") == 9_000_000
-    with pytest.raises(UsageError, match="embedded has no price on 2026-04-24"):  # its own entries are gone
-        book.price("embedded", LAUNCH)
+    with pytest.raises(UsageError, match="self-hosted has no price on 2026-04-24"):  # its own entries are gone
+        book.price("self-hosted", LAUNCH)
     assert book.price("deepseek-v4-pro", LAUNCH) == BOOK.price("deepseek-v4-pro", LAUNCH)
 
 

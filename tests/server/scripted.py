@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from narrows.engine.grammar import GrammarState, Vocabulary
 from narrows.engine.sequence import Drawn, Event, Finished, FinishReason, Prefilled
 from narrows.engine.text import TextStream
-from narrows.server.accounting import Account, Outcome, Usage, Wanted
+from narrows.server.accounting import Account, Ledger, Outcome, Usage, Wanted
 from narrows.server.app import create_app
 from narrows.server.backend import Backend, Job, ModelInfo
 from narrows.server.errors import ApiError
@@ -156,9 +156,10 @@ class MemoryLedger:
         self.rows.append(row)
         return row
 
-    def settle(self, reservation: Row, usage: Usage, outcome: Outcome, first_token: float | None) -> None:
+    def settle(self, reservation: Row, usage: Usage, outcome: Outcome, first_token: float | None) -> int:
         assert reservation.outcome is None, "settled twice"
         reservation.outcome, reservation.usage = outcome, usage
+        return usage.prompt * 10_000 + usage.output * 20_000
 
     def release(self, reservation: Row, outcome: Outcome) -> None:
         assert reservation.outcome is None, "settled twice"
@@ -172,14 +173,14 @@ class Live:
     url: str
     port: int
     app: FastAPI
-    ledger: MemoryLedger
+    ledger: Any  # in memory, where a test brings no other
     server: Server
 
 
 @contextmanager
-def live(*backends: Backend, settings: Settings | None = None) -> Iterator[Live]:
+def live(*backends: Backend, settings: Settings | None = None, accounts: Ledger | None = None) -> Iterator[Live]:
     """A server on a loopback port of its own, until the block ends."""
-    ledger = MemoryLedger()
+    ledger = accounts or MemoryLedger()
     app = create_app(backends, ledger, settings)
     server = Server(app, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run)

@@ -89,7 +89,7 @@ def test_a_stream_adds_up_to_the_same(script: Scripted, client: anthropic.Anthro
     assert told(message) == EVERYTHING
     assert kinds.count("input_json") > 3
     whole = ask(client, thinking=THINKING, tools=TOOLS)
-    assert message.usage == whole.usage
+    assert message.usage.model_dump() == whole.usage.model_dump(exclude={"cost"})  # which the SDK does not add up
     assert message.stop_reason == whole.stop_reason
 
 

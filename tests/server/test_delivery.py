@@ -234,7 +234,7 @@ def test_the_ledger_hears_the_worst_case_and_then_the_truth(
     (row,) = server.ledger.rows
     prompt = len(script.jobs[0].prompt)
     assert (row.wanted.prompt, row.wanted.output, row.wanted.idempotency) == (prompt, 100, "k1")
-    assert (row.wanted.model, row.wanted.endpoint) == ("scripted", "/chat/completions")
+    assert (row.wanted.model, row.wanted.endpoint) == ("scripted", "/v1/chat/completions")
     assert row.outcome == "done"
     assert row.usage is not None
     assert row.usage == Usage(4, prompt - 4, row.usage.output, row.usage.reasoning)

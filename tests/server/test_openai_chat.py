@@ -10,6 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from narrows.economics.money import plain
 from narrows.server.chat import Asked
 from narrows.server.openai_chat import ChatBody, asked_by
 from narrows.text.chat import encode_conversation
@@ -75,6 +76,7 @@ def test_reasoning_and_content_come_whole(script: Scripted, client: openai.OpenA
         "completion_tokens_details": {"reasoning_tokens": len(EMBEDDED.encode("So.")) + 1},
         "prompt_cache_hit_tokens": 2,
         "prompt_cache_miss_tokens": prompt - 2,
+        "cost": plain(prompt * 10_000 + output * 20_000),
     }
 
 

@@ -28,7 +28,9 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; shown in lists.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(metavar="SCOPE", help="inference or admin; give both for both. [default: inference]"),
+        typer.Option(
+            metavar="SCOPE", help="inference, metrics or admin; may be given several times. [default: inference]"
+        ),
     ] = None,
     expires: Annotated[
         str | None, typer.Option(metavar="WHEN", help="A date (UTC) such as 2027-01-31, or from now: 12h, 30d.")

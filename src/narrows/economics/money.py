@@ -38,6 +38,14 @@ def dollars(amount: int) -> Decimal:
 
 def shown(amount: int) -> str:
     """Picodollars for a reader, exactly: $0.000003625, and $1,234.50 with two decimals at least."""
-    whole, rest = divmod(abs(amount), PICODOLLARS)
-    decimals = f"{rest:012}".rstrip("0").ljust(2, "0")
-    return f"{'-' if amount < 0 else ''}${whole:,}.{decimals}"
+    return f"{'-' if amount < 0 else ''}${abs(amount) // PICODOLLARS:,}.{_decimals(amount)}"
+
+
+def plain(amount: int) -> str:
+    """Picodollars as dollars for a program, exactly, without signs and commas: 0.000003625, 1234.50."""
+    return f"{'-' if amount < 0 else ''}{abs(amount) // PICODOLLARS}.{_decimals(amount)}"
+
+
+def _decimals(amount: int) -> str:
+    """Behind the point, two at least."""
+    return f"{abs(amount) % PICODOLLARS:012}".rstrip("0").ljust(2, "0")

@@ -123,11 +123,15 @@ class PriceBook:
         if model not in self._entries:
             near = get_close_matches(model, self.names, n=3, cutoff=0.5) or self.names
             raise UsageError(f"{model} has no price; the nearest names that have one: {', '.join(near)}.")
-        entries = self._entries[model]
-        held = [entry for entry in entries if entry.since <= on]
-        if not held:
-            raise UsageError(f"{model} has no price on {on}; its first one holds from {entries[0].since} on.")
-        return held[-1]
+        held = self.known(model, on)
+        if held is None:
+            first = self._entries[model][0].since
+            raise UsageError(f"{model} has no price on {on}; its first one holds from {first} on.")
+        return held
+
+    def known(self, model: str, on: date) -> Entry | None:
+        """The same, and None where there is none."""
+        return next((entry for entry in reversed(self._entries.get(model, [])) if entry.since <= on), None)
 
     def price(self, model: str, on: date) -> Price:
         """The same without its date and source."""

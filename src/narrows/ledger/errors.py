@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from narrows.errors import NarrowsError
+from narrows.errors import NarrowsError, UsageError
 
 if TYPE_CHECKING:
     from narrows.ledger.requests import Row
@@ -29,6 +29,10 @@ class KeyRefused(NarrowsError):
     def __init__(self, sentence: str, reason: Literal["unknown", "expired", "revoked", "scope"]) -> None:
         super().__init__(sentence)
         self.reason = reason
+
+
+class UnknownKey(UsageError):
+    """No key has this id."""
 
 
 class OverBudget(NarrowsError):

@@ -19,11 +19,11 @@ from sqlalchemy import Connection, RowMapping, select
 
 from narrows.errors import UsageError
 from narrows.ledger.checks import check_count, check_moment, check_money, check_text
-from narrows.ledger.errors import KeyRefused
+from narrows.ledger.errors import KeyRefused, UnknownKey
 from narrows.ledger.tables import keys
 
-Scope = Literal["inference", "admin"]
-"""inference: requests to models. admin: keys and everybody's usage."""
+Scope = Literal["inference", "metrics", "admin"]
+"""inference: requests to models. metrics: the server's figures. admin: keys, everybody's usage, and all else."""
 
 PREFIX = "nrw_"
 _ALPHABET = string.digits + string.ascii_letters
@@ -153,9 +153,9 @@ def change_budget(connection: Connection, key_id: str, budget: int | None) -> Ke
     return replace(key, budget=budget)
 
 
-def unknown(key_id: str) -> UsageError:
+def unknown(key_id: str) -> UnknownKey:
     """What is said of an id that no key has."""
-    return UsageError(f"no key has the id {key_id!r}; narrows keys list shows them.")
+    return UnknownKey(f"no key has the id {key_id[:40]!r}; narrows keys list shows them.")
 
 
 def _key(row: RowMapping) -> Key:

@@ -25,18 +25,23 @@ class Account:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A request before it runs: tokens of its prompts, and the most that all its answers may have.
+    """A request before it runs: tokens of its prompts, the most that all its answers may have, and when it came
+    (time.monotonic).
 
-    `idempotency`: what the client calls it, so that it is charged once however often it is sent.
+    `idempotency`: what the client calls it, so that it is charged once however often it is sent; `fingerprint` stands
+    for all that it says, and is the same when it is sent again.
     """
 
     request_id: str
     model: str
     endpoint: str
+    protocol: str
     prompt: int
     output: int
     tier: Tier
-    idempotency: str | None
+    began: float
+    idempotency: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,18 @@ class Ledger(Protocol):
     """Thread-safe; every call is short, and made in a thread. What it refuses is an `ApiError`."""
 
     def authenticate(self, secret: str) -> Account:
-        """Whose key this is. 401 for one that is unknown, expired or revoked."""
+        """Whose key this is. 401 for one that is unknown, expired or revoked; 503 where nobody can tell now."""
 
     def reserve(self, account: Account, wanted: Wanted) -> Any:
         """Room for the most that a request may cost -> what to settle or release, once.
 
-        402 over the budget, 429 over a rate, 409 for an idempotency key that is done or under way.
+        402 over the budget, 429 over a rate, 409 for an idempotency key that is done or under way, 503 where it cannot
+        be written.
         """
 
-    def settle(self, reservation: Any, usage: Usage, outcome: Outcome, first_token: float | None) -> None:
-        """Charge a request; durable when it returns. `first_token`: seconds until there was one."""
+    def settle(self, reservation: Any, usage: Usage, outcome: Outcome, first_token: float | None) -> int:
+        """Charge a request -> its cost in picodollars; durable when it returns. `first_token`: seconds until there was
+        one. 503 where it cannot be written; it is then to be released."""
 
     def release(self, reservation: Any, outcome: Outcome) -> None:
-        """End a request that costs nothing."""
+        """End a request that costs nothing. Fails for nothing: what cannot be written now is written later."""

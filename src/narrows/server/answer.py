@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from narrows.economics.money import plain
 from narrows.engine.sequence import Drawn, Event, Finished, Prefilled
 from narrows.server.accounting import Usage
 from narrows.server.errors import ApiError
@@ -23,12 +24,16 @@ class Counted(Protocol):
 
 
 class Answer(ABC):
-    """One request's answer in one protocol. `choices` stand in the order of its prompts, `each` of them a prompt."""
+    """One request's answer in one protocol. `choices` stand in the order of its prompts, `each` of them a prompt.
+
+    `cost`, in picodollars, is known when all is over, before the usage is told.
+    """
 
     def __init__(self, prompts: Sequence[int], choices: Sequence[Counted], each: int) -> None:
         """`prompts`: tokens of each prompt."""
         self._prompts, self._each = prompts, each
         self._counted = choices
+        self.cost: int | None = None
         self._reused = [0] * len(prompts)
         self._prefilled = [0] * len(prompts)
 
@@ -37,6 +42,10 @@ class Answer(ABC):
         hit = sum(self._reused)
         output = sum(choice.tokens for choice in self._counted)
         return Usage(hit, sum(self._prompts) - hit, output, sum(choice.reasoning for choice in self._counted))
+
+    def priced(self) -> dict[str, str]:
+        """The cost as a field of any protocol's usage: dollars as text, since a number of JSON's is not exact."""
+        return {} if self.cost is None else {"cost": plain(self.cost)}
 
     def progress(self) -> tuple[int, int]:
         """Tokens of the prompts that the model has read, and all of them."""

@@ -259,6 +259,7 @@ class MessagesAnswer(Answer):
             "output_tokens": usage.output,
             "output_tokens_details": {"thinking_tokens": usage.reasoning},
             "service_tier": self._tier,
+            **self.priced(),
         }
 
     def end(self) -> str:

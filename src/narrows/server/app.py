@@ -9,12 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import narrows
-from narrows.server import anthropic_messages, models, openai_chat, openai_completions, operations
+from narrows.server import administration, anthropic_messages, models, openai_chat, openai_completions, operations
 from narrows.server.accounting import Ledger
 from narrows.server.backend import Backend
 from narrows.server.body import told
 from narrows.server.door import Door
 from narrows.server.errors import ApiError, error_response
+from narrows.server.ledger_accounts import LedgerAccounts
 from narrows.server.service import Service
 from narrows.server.settings import Settings
 from narrows.server.visit import Visit
@@ -26,9 +27,10 @@ _REASONS = {
 }
 
 
-def create_app(backends: Sequence[Backend], ledger: Ledger, settings: Settings | None = None) -> FastAPI:
-    """The server of these models, as an ASGI application."""
-    service = Service(backends, ledger, settings or Settings())
+def create_app(backends: Sequence[Backend], accounts: Ledger, settings: Settings | None = None) -> FastAPI:
+    """The server of these models, as an ASGI application. Its accounts can be administered where a database holds
+    them."""
+    service = Service(backends, accounts, settings or Settings())
     app = FastAPI(
         title="Narrows",
         version=narrows.__version__,
@@ -45,7 +47,9 @@ def create_app(backends: Sequence[Backend], ledger: Ledger, settings: Settings |
     for prefix in ("/v1", "/anthropic/v1"):
         app.include_router(anthropic_messages.router, prefix=prefix, include_in_schema=prefix == "/v1")
     app.include_router(models.router, prefix="/anthropic/v1", include_in_schema=False)
-    app.add_middleware(Door, settings=service.settings, ledger=ledger, metrics=service.metrics)
+    if isinstance(accounts, LedgerAccounts):
+        app.include_router(administration.router(accounts))
+    app.add_middleware(Door, settings=service.settings, ledger=accounts, metrics=service.metrics)
     return app
 
 

@@ -139,7 +139,7 @@ class Generation:
         visit = self._visit
         first = None if visit.first_token is None else visit.first_token - visit.began
         outcome: Outcome = "cut" if cut else "done"
-        await to_thread.run_sync(self._ledger.settle, self._reservation, usage, outcome, first)
+        self.answer.cost = await to_thread.run_sync(self._ledger.settle, self._reservation, usage, outcome, first)
         self._closed = True
         visit.usage, visit.outcome = usage, outcome
 

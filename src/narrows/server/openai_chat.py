@@ -262,7 +262,7 @@ class ChatAnswer(Answer):
     def end(self) -> str:
         usage = ""
         if self._include_usage:
-            last = {"object": "chat.completion.chunk", "choices": [], "usage": usage_of(self.usage())}
+            last = {"object": "chat.completion.chunk", "choices": [], "usage": usage_of(self.usage()) | self.priced()}
             usage = event({**self._head, **last})
         return f"{usage}data: [DONE]\n\n"
 
@@ -276,7 +276,8 @@ class ChatAnswer(Answer):
             }
             for number, message in enumerate(self._messages)
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(self.usage())}
+        usage = usage_of(self.usage()) | self.priced()
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
 
     def failed(self, error: ApiError) -> str:
         return event(error_body(error, "openai", ""))

@@ -204,8 +204,10 @@ class CompletionAnswer(Answer):
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
     def end(self) -> str:
-        usage = event({**self._head, "choices": [], "usage": usage_of(self.usage())}) if self._include_usage else ""
-        return f"{usage}data: [DONE]\n\n"
+        if not self._include_usage:
+            return "data: [DONE]\n\n"
+        usage = usage_of(self.usage()) | self.priced()
+        return event({**self._head, "choices": [], "usage": usage}) + "data: [DONE]\n\n"
 
     def whole(self) -> Mapping[str, Any]:
         choices = [
@@ -217,7 +219,7 @@ class CompletionAnswer(Answer):
             }
             for number, text in enumerate(self._texts)
         ]
-        return {**self._head, "choices": choices, "usage": usage_of(self.usage())}
+        return {**self._head, "choices": choices, "usage": usage_of(self.usage()) | self.priced()}
 
     def failed(self, error: ApiError) -> str:
         return event(error_body(error, "openai", ""))

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Any, TypeVar
 
 from anyio import to_thread
@@ -27,8 +28,8 @@ from narrows.server.visit import Visit
 # How much more urgent the priority tier is; waiting counts too (Policy.patience), so that nobody starves.
 _PRIORITY = 8
 
-# The longest idempotency key: as long as a header needs for any scheme of naming.
-_LONGEST_KEY = 256
+# The longest idempotency key: what the ledger has room for, and longer than any scheme of naming needs.
+_LONGEST_KEY = 255
 
 _Made = TypeVar("_Made")
 
@@ -86,11 +87,13 @@ class Service:
             wanted = Wanted(
                 request_id=visit.id,
                 model=model,
-                endpoint=request.scope["route"].path,
+                endpoint=visit.path,
+                protocol=visit.protocol,
                 prompt=sum(len(job.prompt) for job in made.jobs),
                 output=sum(job.parameters.max_tokens * job.parameters.n for job in made.jobs),
                 tier=made.tier,
-                idempotency=_idempotency(request),
+                began=visit.began,
+                **await _attempt(request),
             )
             generation = Generation(backend, self.ledger, visit, made.answer)
             visit.model = model
@@ -133,8 +136,12 @@ def room(backend: Backend, prompt: Sequence[int], asked: int | None, default: in
     return min(default if asked is None else asked, left)
 
 
-def _idempotency(request: Request) -> str | None:
+async def _attempt(request: Request) -> dict[str, str]:
+    """Where the client names its request: the name, and a fingerprint of what it asks under it."""
     key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= _LONGEST_KEY:
-        raise ApiError(400, f"the Idempotency-Key has {len(key)} characters; give it 1 to {_LONGEST_KEY}.")
-    return key
+    if key is None:
+        return {}
+    if not (0 < len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable()):
+        raise ApiError(400, f"the Idempotency-Key is not 1 to {_LONGEST_KEY} printable characters; give it such a one.")
+    asked = sha256(f"{request.method} {request.url.path}\n".encode() + await request.body())
+    return {"idempotency": key, "fingerprint": asked.hexdigest()}
