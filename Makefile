@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
-FILE ?=
+ARGS ?=
 
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 .PHONY: help run test soak sanitize bench tables format constraints clean
 
 help:
-	@echo 'make run         complete a Python file with the embedded model; FILE=path.py:LINE for one of yours'
+	@echo 'make run         serve the embedded model: a page, OpenAI and Anthropic protocols; ARGS="--port 8001" for options'
 	@echo 'make test        all that a change must pass: lint, format, types, layers, documents, tests'
 	@echo 'make soak        all tests with ten times the draws, and the long ones'
 	@echo 'make sanitize    the tests of native/ under AddressSanitizer and UBSan'
@@ -41,16 +41,8 @@ $(RUNTIME): $(INSTALLED)
 $(DEV): $(INSTALLED)
 	@$(INSTALL) '[dev]' $@ $(RUNTIME)
 
-# Without FILE: a place in the standard library, in the middle of a method.
-run: export FILE := $(FILE)
 run: $(RUNTIME)
-	@place=$$FILE; \
-	if test -z "$$place"; then \
-	    place=$$($(BIN)/python -c 'import inspect, textwrap; \
-	    lines, start = inspect.getsourcelines(textwrap.TextWrapper._wrap_chunks); \
-	    print(f"{textwrap.__file__}:{start + len(lines) * 3 // 5}")'); fi; \
-	printf 'narrows complete %s\n' "$$place"; \
-	$(BIN)/narrows complete -- "$$place"
+	@$(BIN)/narrows serve $(ARGS)
 
 test: $(DEV)
 	$(BIN)/ruff check --quiet .

@@ -187,7 +187,7 @@ def live(*backends: Backend, settings: Settings | None = None, accounts: Ledger 
     thread.start()
     try:
         wait_for(lambda: server.started)
-        port = server.listening_on
+        port = server.port
         yield Live(f"http://127.0.0.1:{port}", port, app, ledger, server)
     finally:
         server.end()

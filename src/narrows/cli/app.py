@@ -14,6 +14,7 @@ from narrows.cli.generate import generate
 from narrows.cli.inspect import inspect
 from narrows.cli.keys import keys
 from narrows.cli.options import help_without_command
+from narrows.cli.serve import serve
 from narrows.cli.train import train
 from narrows.cli.usage import usage
 
@@ -22,13 +23,13 @@ from narrows.cli.usage import usage
 CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
-    help="Run, inspect and convert DeepSeek-V4 models.",
+    help="Run, serve, train, inspect and convert DeepSeek-V4 models.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # which would take what stands in brackets for markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (complete, generate, inspect, convert, train, usage):
+for command in (complete, generate, serve, inspect, convert, train, usage):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(keys, name="keys")
@@ -47,5 +48,5 @@ def _options(
         bool, typer.Option("--version", help="Print the version and end.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Run, inspect and convert DeepSeek-V4 models."""
+    """Run, serve, train, inspect and convert DeepSeek-V4 models."""
     help_without_command(context)

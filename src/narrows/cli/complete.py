@@ -99,7 +99,7 @@ def complete(
     others = [] if context is None else sources_around(path, context)
     loaded = load(model, device=device, precision=precision)
     if context is not None:
-        loaded = _with_cache(loaded, context_tokens, None if no_cache else _prefixes(cache))
+        loaded = _with_cache(loaded, context_tokens, None if no_cache else kept_prefixes(cache))
     before, after = fit(loaded, prefix, "" if before_only else suffix, max_tokens, context_tokens)
     prompt, read = with_imports(loaded, path, prefix + suffix, before, after, max_tokens, context_tokens, others)
     generation = loaded.stream(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -193,6 +193,24 @@ def with_imports(
     return [tokenizer.bos_id, *read, *plain[1:]], count
 
 
+def kept_prefixes(cache: Path | None) -> Prefixes | None:
+    """Where known prefixes are kept between runs; None, and a word on standard error, where they cannot be."""
+    from narrows.checkpoints.cache_folder import cache_folder
+    from narrows.cli.output import aside
+    from narrows.engine.store import Prefixes
+
+    try:
+        directory = cache or cache_folder("prefixes")
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # for nobody else: it tells what was read
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory)
+    except (OSError, RuntimeError) as error:  # the latter where nobody knows a home
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        aside(f"what is read is not kept ({why}); name another place with --cache DIR, or none with --no-cache.")
+        return None
+    return Prefixes(directory)
+
+
 def _check_context(context: Path | None, context_tokens: int | None, cache: Path | None, no_cache: bool) -> None:
     """UsageError where options of --context stand without it, or contradict each other."""
     given = {"--context-tokens": context_tokens is not None, "--cache": cache is not None, "--no-cache": no_cache}
@@ -213,24 +231,6 @@ def _with_cache(model: Model, context_tokens: int | None, prefixes: Prefixes | N
     between = max(512, _context(model, context_tokens) // 32)
     limits = Limits(memory=free_memory() // 4, slots=1, snapshot_every=between)
     return Model(model.network, model.tokenizer, limits, prefixes)
-
-
-def _prefixes(cache: Path | None) -> Prefixes | None:
-    """Where known prefixes are kept between runs; None, and a word on standard error, where they cannot be."""
-    from narrows.checkpoints.cache_folder import cache_folder
-    from narrows.cli.output import aside
-    from narrows.engine.store import Prefixes
-
-    try:
-        directory = cache or cache_folder("prefixes")
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # for nobody else: it tells what was read
-        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory)
-    except (OSError, RuntimeError) as error:  # the latter where nobody knows a home
-        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-        aside(f"what is read is not kept ({why}); name another place with --cache DIR, or none with --no-cache.")
-        return None
-    return Prefixes(directory)
 
 
 def _context(model: Model, context_tokens: int | None) -> int:

@@ -16,7 +16,8 @@ from narrows.text.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class ModelInfo:
     """What is served: the name that requests use, the tokenizer, how many tokens there are, and how many a prompt and
-    its reply have together at most; since when (seconds since 1970). `chat`: it was trained to answer."""
+    its reply have together at most; since when (seconds since 1970). `chat`: it was trained to answer; `trained`: the
+    longest context that it has seen, where that is known."""
 
     name: str
     tokenizer: Tokenizer
@@ -25,6 +26,7 @@ class ModelInfo:
     created: int
     chat: bool
     fim_layout: Layout = "psm"
+    trained: int | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ class EngineBackend:
 
     def __init__(self, model: Model, name: str, *, chat: bool) -> None:
         """`name`: what requests call it; `chat`: it was trained to answer."""
+        self._model = model  # with which its engine would end
         self._engine = model.engine
         config = model.config
         stats = self._engine.stats()
@@ -29,6 +30,7 @@ class EngineBackend:
             created=int(time.time()),
             chat=chat,
             fim_layout=config.fim_layout,
+            trained=config.trained_context,
         )
 
     @property

@@ -31,4 +31,5 @@ def _told(info: ModelInfo) -> dict[str, Any]:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info.created))
     openai = {"id": info.name, "object": "model", "created": info.created, "owned_by": "narrows"}
     anthropic = {"type": "model", "display_name": info.name, "created_at": when}
-    return {**openai, **anthropic, "context_length": info.context, "chat": info.chat}
+    own = {"context_length": info.context, "trained_context": info.trained, "chat": info.chat}
+    return {**openai, **anthropic, **own}
