@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,8 +23,11 @@ class Generation:
     """Jobs that answer one request. It ends in exactly one call of the ledger, whatever happens to it: `settle`, when
     all is well, or `abandon`. Nobody may cancel a task that is inside one of its methods: `leave` ends it."""
 
-    def __init__(self, backend: Backend, ledger: Ledger, visit: Visit, answer: Answer) -> None:
-        self._backend, self._ledger, self._visit = backend, ledger, visit
+    def __init__(
+        self, backend: Backend, ledger: Ledger, visit: Visit, answer: Answer, pause: Callable[[], float]
+    ) -> None:
+        """`pause`: seconds between two pieces of what is sent."""
+        self._backend, self._ledger, self._visit, self._pause = backend, ledger, visit, pause
         self.answer = answer
         self._streams: Sequence[Stream] = ()
         self._reservation: Any = None
@@ -58,7 +61,9 @@ class Generation:
         It ends early where somebody has left.
         """
         batches: asyncio.Queue[tuple[int, list[Event]] | None] = asyncio.Queue()
-        readers = [asyncio.create_task(_read(stream, part, batches)) for part, stream in enumerate(self._streams)]
+        readers = [
+            asyncio.create_task(_read(stream, part, batches, self._pause)) for part, stream in enumerate(self._streams)
+        ]
         under_way = len(readers)
         try:
             while under_way and not self._left:
@@ -144,12 +149,19 @@ class Generation:
         visit.usage, visit.outcome = usage, outcome
 
 
-async def _read(stream: Stream, part: int, batches: asyncio.Queue[tuple[int, list[Event]] | None]) -> None:
-    """Put a stream's batches among all the others', and None behind the last."""
+async def _read(
+    stream: Stream, part: int, batches: asyncio.Queue[tuple[int, list[Event]] | None], pause: Callable[[], float]
+) -> None:
+    """Put a stream's batches among all the others', and None behind the last.
+
+    What comes fast is gathered for a while: telling a token alone takes as long as a small model's step.
+    """
     try:
         async with aclosing(stream.batches()) as events:
             async for batch in events:
                 batches.put_nowait((part, batch))
+                if any(isinstance(event, Drawn) for event in batch):
+                    await asyncio.sleep(pause())
     finally:
         batches.put_nowait(None)
 

@@ -6,6 +6,10 @@ from narrows.server.errors import ApiError, CutOffError, overloaded
 from narrows.server.generation import Generation
 from narrows.server.metrics import Metrics
 
+# Between two pieces of a stream at least, and pieces of all streams in a second.
+_PAUSE_SECONDS = 0.01
+_MOST_PIECES = 800
+
 
 class Lifecycle:
     """Counts places. On the event loop alone."""
@@ -29,6 +33,11 @@ class Lifecycle:
         """Give the place back."""
         self._taken -= 1
         self._metrics.open.dec()
+
+    def pause(self) -> float:
+        """Seconds between two pieces of one stream: as many as a reader sees, and together no more than a loop can tell
+        beside an engine's steps."""
+        return max(_PAUSE_SECONDS, len(self.under_way) / _MOST_PIECES)
 
     def drain(self) -> None:
         """Take no more requests; those that are under way go on."""

@@ -95,7 +95,7 @@ class Service:
                 began=visit.began,
                 **await _attempt(request),
             )
-            generation = Generation(backend, self.ledger, visit, made.answer)
+            generation = Generation(backend, self.ledger, visit, made.answer, self.lifecycle.pause)
             visit.model = model
             await generation.begin(wanted, made.jobs)
             self.lifecycle.under_way.add(generation)
