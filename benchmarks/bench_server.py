@@ -240,8 +240,9 @@ def main() -> None:
     notes = (
         f"The embedded model as it ships; {PROMPT_TOKENS} tokens of source that nobody read before, {MAX_TOKENS} "
         f"written at most, greedy, one request behind the other in every stream, {ROUNDS} rounds in turns. Times are "
-        "medians, and behind them the 90th and 99th percentiles; a token's are averages over its reply, from the first to the "
-        "last. The overhead compares medians of the rounds, with a client that reads the streams on the same two cores."
+        "medians, and behind them the 90th and 99th percentiles; a token's are averages over its reply, from the first "
+        "to the last. The overhead compares medians of the rounds, with a client that reads the streams on the same "
+        "two cores."
     )
     record("server", {"table": {"columns": columns, "rows": rows}, "sides": figures}, notes=notes)
 

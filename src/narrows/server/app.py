@@ -9,7 +9,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import narrows
-from narrows.server import administration, anthropic_messages, models, openai_chat, openai_completions, operations
+from narrows.server import (
+    administration,
+    anthropic_messages,
+    models,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    operations,
+)
 from narrows.server.accounting import Ledger
 from narrows.server.backend import Backend
 from narrows.server.body import told
@@ -42,7 +50,7 @@ def create_app(backends: Sequence[Backend], accounts: Ledger, settings: Settings
     app.state.service = service
     app.include_router(operations.router)
     for prefix in ("/v1", "", "/beta"):  # the last two are DeepSeek's
-        for router in (models.router, openai_chat.router, openai_completions.router):
+        for router in (models.router, openai_chat.router, openai_completions.router, openai_responses.router):
             app.include_router(router, prefix=prefix, include_in_schema=prefix == "/v1")
     for prefix in ("/v1", "/anthropic/v1"):
         app.include_router(anthropic_messages.router, prefix=prefix, include_in_schema=prefix == "/v1")

@@ -18,7 +18,7 @@ from narrows.server.backend import Backend
 from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens, refuse, unsigned
 from narrows.server.chat import Asked, Chat, chat_of, stop_strings
 from narrows.server.errors import ApiError, error_body
-from narrows.server.openai_wire import AskedTier, scores_of, tier_of, usage_of
+from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, scores_of, tier_of, usage_of
 from narrows.server.service import Plan, Service
 from narrows.server.sse import event
 from narrows.text.messages import Effort
@@ -33,11 +33,6 @@ from narrows.text.reply_events import (
 
 router = APIRouter()
 
-_EFFORTS: dict[str, Effort] = {
-    **dict.fromkeys(("none", "minimal"), "none"),
-    **dict.fromkeys(("low", "medium", "high"), "high"),
-    **dict.fromkeys(("xhigh", "max"), "max"),
-}
 _INSTEAD = {
     "functions": "send tools",
     "function_call": "send tool_choice",
@@ -101,7 +96,7 @@ class ChatBody(Body):
     tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: AskedEffort | None = None
     thinking: ThinkingSwitch | None = None
     service_tier: AskedTier | None = None
     functions: Any = None
@@ -183,7 +178,7 @@ def _effort(body: ChatBody) -> Effort:
         return "none"
     if body.reasoning_effort is None:
         return "high"
-    effort = _EFFORTS[body.reasoning_effort]
+    effort = EFFORTS[body.reasoning_effort]
     return "high" if effort == "none" and body.thinking is not None else effort
 
 

@@ -1,4 +1,4 @@
-"""What OpenAI's endpoints share on the wire: usage, scores of tokens, the service tier."""
+"""What OpenAI's endpoints share on the wire: usage, scores of tokens, efforts, the service tier."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from typing import Any, Literal
 
 from narrows.engine.sequence import Drawn
 from narrows.server.accounting import Tier, Usage
+from narrows.text.messages import Effort
 from narrows.text.tokenizer import Tokenizer
+
+AskedEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS: dict[AskedEffort, Effort] = {
+    "none": "none",
+    "minimal": "none",
+    "low": "high",
+    "medium": "high",
+    "high": "high",
+    "xhigh": "max",
+    "max": "max",
+}
+"""What the model was trained with, of what can be asked for."""
 
 AskedTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 

@@ -1,0 +1,177 @@
+"""OpenAI's responses. Nothing of them is kept: every request brings its whole conversation along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from narrows.engine.request import SamplingParameters
+from narrows.errors import UsageError
+from narrows.server.backend import Backend
+from narrows.server.body import Body, Share, Short, Temperature, Tokens, refuse
+from narrows.server.chat import Asked, Calls, chat_of
+from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, tier_of
+from narrows.server.responses_answer import ResponseAnswer
+from narrows.server.responses_read import read_input, read_tools
+from narrows.server.service import Plan, Service
+from narrows.text.messages import Tool
+
+router = APIRouter()
+
+_SCORES = "message.output_text.logprobs"
+_INSTEAD = {
+    "previous_response_id": "nothing is kept here: send the whole conversation as input",
+    "conversation": "nothing is kept here: send the whole conversation as input",
+    "prompt": "no prompts are kept here: send instructions and input",
+    "background": "stay connected, or stream",
+    "context_management": "shorten the input yourself",
+}
+
+
+class Reasoning(Body):
+    """How hard to think. What is thought is told whole, whatever `summary` says."""
+
+    effort: AskedEffort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class TextFormat(Body):
+    """What the text of a response must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Short | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextOptions(Body):
+    """How the text is written."""
+
+    format: TextFormat | None = None
+
+
+class ResponseBody(Body):
+    """POST /v1/responses."""
+
+    model: Short
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include: list[Short] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: Tokens | None = None
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    service_tier: AskedTier | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: dict[str, str] | None = None
+    user: Short | None = None
+    store: bool | None = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    prompt: Any = None
+    background: bool | None = None
+    context_management: Any = None
+
+
+@router.post("/responses", tags=["OpenAI"])
+async def responses(request: Request, body: ResponseBody) -> Response:
+    """Answer a conversation, item by item."""
+    service = Service.of(request)
+
+    def plan(backend: Backend) -> Plan:
+        chat = chat_of(backend, asked_by(body), service.settings)
+        answer = ResponseAnswer(backend, chat, _repeated(body))
+        return Plan([chat.job], answer, body.stream is True, chat.asked.tier)
+
+    return await service.answer(request, body.model, plan)
+
+
+def asked_by(body: ResponseBody) -> Asked:
+    """A request in the words that all chat protocols share. UsageError for what contradicts itself."""
+    refuse({**vars(body), "background": body.background or None}, _INSTEAD)
+    tools, strict = read_tools(body.tools or [])
+    tools, calls, only = _choose(tools, body.tool_choice)
+    effort = body.reasoning.effort if body.reasoning is not None else None
+    scored = body.top_logprobs is not None or _SCORES in (body.include or ())
+    return Asked(
+        messages=read_input(body.instructions, body.input),
+        parameters=SamplingParameters(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            logprobs=(body.top_logprobs or 0) if scored else None,
+            top_p=1.0 if body.top_p is None else body.top_p,
+        ),
+        max_tokens=body.max_output_tokens,
+        effort="high" if effort is None else EFFORTS[effort],
+        tools=tools,
+        calls=calls,
+        only=only,
+        strict=strict & {tool.name for tool in tools},
+        parallel=body.parallel_tool_calls is not False and body.max_tool_calls != 1,
+        content_schema=_schema(body.text),
+        tier=tier_of(body.service_tier),
+    )
+
+
+def _choose(
+    tools: Sequence[Tool], choice: str | Mapping[str, Any] | None
+) -> tuple[tuple[Tool, ...], Calls, str | None]:
+    """The tools that may be called, whether some must be, and the one that must."""
+    match choice:
+        case None:
+            return tuple(tools), "auto", None
+        case "auto" | "none" | "required":
+            return tuple(tools), choice, None
+        case {"type": "function", "name": str(name)}:
+            return tuple(tools), "required", name
+        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": list(allowed)}:
+            names = {one.get("name") for one in allowed if isinstance(one, dict)}
+            if not names <= {tool.name for tool in tools}:
+                raise UsageError("tool_choice.tools names what is none of the tools; name some of them.")
+            return tuple(tool for tool in tools if tool.name in names), mode, None
+    raise UsageError('tool_choice names no function; send {"type": "function", "name": NAME}.')
+
+
+def _schema(options: TextOptions | None) -> Mapping[str, Any] | None:
+    wanted = options.format if options is not None else None
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.schema_ is None:
+        raise UsageError("text.format.schema is missing; give the schema, or ask for json_object.")
+    return wanted.schema_
+
+
+def _repeated(body: ResponseBody) -> dict[str, Any]:
+    """The fields of a response that repeat its request."""
+    wanted = body.text.format if body.text is not None else None
+    effort = body.reasoning.effort if body.reasoning is not None else None
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": body.max_tool_calls,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "reasoning": {"effort": effort or "high", "summary": None},
+        "store": False,
+        "background": False,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_logprobs": body.top_logprobs or 0,
+        "text": {"format": {"type": "text"} if wanted is None else wanted.model_dump(by_alias=True, exclude_none=True)},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "truncation": "disabled",
+        "metadata": body.metadata or {},
+        "user": body.user,
+    }
