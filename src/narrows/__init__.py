@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from narrows.engine.limits import Limits
     from narrows.engine.model import Completion, Model, load
     from narrows.engine.request import SamplingParameters, ThinkingBudget
-    from narrows.engine.sequence import Drawn, Finished, Prefilled
+    from narrows.engine.sequence import Drawn, Finished, Prefilled, Scored
     from narrows.engine.store import Prefixes
     from narrows.errors import NarrowsError, UsageError
 
@@ -26,7 +26,7 @@ _HOMES = {
     "engine.grammar": ["Grammar"],
     "engine.model": ["Completion", "Model", "load"],
     "engine.request": ["SamplingParameters", "ThinkingBudget"],
-    "engine.sequence": ["Drawn", "Finished", "Prefilled"],
+    "engine.sequence": ["Drawn", "Finished", "Prefilled", "Scored"],
     "engine.store": ["Prefixes"],
     "errors": ["NarrowsError", "UsageError"],
 }
@@ -43,6 +43,7 @@ __all__ = [
     "Prefilled",
     "Prefixes",
     "SamplingParameters",
+    "Scored",
     "ThinkingBudget",
     "UsageError",
     "__version__",

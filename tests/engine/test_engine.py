@@ -18,10 +18,12 @@ from narrows.engine.limits import Limits
 from narrows.engine.model import load
 from narrows.engine.request import ThinkingBudget
 from narrows.engine.sampling import SamplingParameters
-from narrows.engine.sequence import Drawn, Event, Finished
+from narrows.engine.scheduler import Policy
+from narrows.engine.sequence import Drawn, Event, Finished, Scored
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.network import Network
 from narrows.model.presets import TINY
+from narrows.model.segments import Segment
 from narrows.text.tokenizer import END_OF_THINKING
 from tests.parity.configurations import randomised
 
@@ -57,6 +59,26 @@ def test_many_threads_get_their_own_answers(network: Network, wanted: list[list[
         stats = engine.stats()
         assert stats["drawn"] == 2 * sum(map(len, wanted))
         assert stats["free_slots"] == LIMITS.slots
+
+
+def test_a_prompts_tokens_are_scored_however_it_is_cut(network: Network) -> None:
+    prompt = PROMPTS[7]
+    step = network(torch.tensor(prompt), torch.arange(len(prompt)), [Segment(len(prompt))])
+    wanted = network.logits(step).detach().log_softmax(-1)
+    expected = [float(row[token]) for row, token in zip(wanted, prompt[1:], strict=False)]
+    parameters = SamplingParameters(max_tokens=2, prompt_logprobs=3, n=2)
+    for rows in (1, 3, 1000):
+        limits = Limits(memory=1 << 24, slots=3, policy=Policy(rows=rows))
+        with Engine(network, limits=limits) as engine:
+            list(engine.submit(prompt, SamplingParameters(max_tokens=2)))  # now it is known, and computed all the same
+            events = list(engine.submit(prompt, parameters))
+        scored = [event for event in events if isinstance(event, Scored)]
+        assert [event.start for event in scored] == [1 + rows * turn for turn in range(len(scored))]
+        tokens = [token for event in scored for token in event.tokens]
+        assert [one.token for one in tokens] == prompt[1:]
+        assert [one.logprob for one in tokens] == pytest.approx(expected, abs=1e-9)
+        for one, row in zip(tokens, wanted, strict=False):
+            assert [logprob for _, logprob in one.alternatives] == pytest.approx(row.topk(3).values.tolist(), abs=1e-9)
 
 
 def test_asyncio_streams_get_their_own_answers(network: Network, wanted: list[list[int]]) -> None:

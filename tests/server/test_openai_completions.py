@@ -104,6 +104,43 @@ def test_scores_are_the_models(embedded: Model, embedded_client: openai.OpenAI) 
     assert [offset for one in told for offset in one.text_offset or []] == scores.text_offset
 
 
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("logprobs", [None, 0, 2])
+def test_an_echoed_prompt_is_scored(
+    embedded_client: openai.OpenAI, embedded: Model, ids: bool, logprobs: int | None
+) -> None:
+    text = "import os\n\ndef größe(path: str) -> int:\n"
+    tokens = [embedded.tokenizer.bos_id, *embedded.tokenizer.encode(text)]
+    asked: Any = {"model": "embedded", "prompt": tokens if ids else text, "max_tokens": 4, "temperature": 0.0, "n": 2}
+    plain = embedded_client.completions.create(**asked)
+    for _ in range(2):  # the second time the prompt is known
+        echoed = embedded_client.completions.create(**asked, echo=True, logprobs=logprobs)
+        assert [one.text for one in echoed.choices] == [text + one.text for one in plain.choices]
+    assert echoed.usage is not None
+    assert echoed.usage.prompt_tokens == len(tokens)
+    chunks = [*embedded_client.completions.create(**asked, echo=True, logprobs=logprobs, stream=True)]
+    for number, choice in enumerate(echoed.choices):
+        told = [chunk.choices[0] for chunk in chunks if chunk.choices and chunk.choices[0].index == number]
+        assert "".join(one.text for one in told) == choice.text
+        scores = choice.logprobs
+        if logprobs is None:
+            assert scores is None
+            continue
+        assert scores is not None
+        assert [one for part in told for one in part.logprobs.token_logprobs] == scores.token_logprobs
+        wanted = embedded.logits(tokens).double().log_softmax(-1)
+        expected = [float(row[token]) for row, token in zip(wanted, tokens[1:], strict=False)]
+        own: Any = scores.token_logprobs
+        first = [None] if ids else []
+        assert own[: len(first)] == first
+        assert own[len(first) : len(first) + len(expected)] == pytest.approx(expected, abs=2e-3)
+        assert len(own) == len(first) + len(expected) + 4
+        assert len(own) == len(scores.tokens) == len(scores.text_offset)
+        for place, others in enumerate(scores.top_logprobs[1:], start=1):
+            assert len(others) == logprobs
+            assert not others or max(others.values()) >= own[place] - 1e-9
+
+
 def test_usage_comes_last_in_a_stream_that_asks_for_it(embedded_client: openai.OpenAI) -> None:
     options = {"prompt": PROMPT, "stream": True, "stream_options": {"include_usage": True}, **GREEDY}
     chunks = list(embedded_client.completions.create(**options))
@@ -120,7 +157,7 @@ def test_usage_comes_last_in_a_stream_that_asks_for_it(embedded_client: openai.O
         ({"prompt": [10**6]}, "token id 1000000 lies outside the vocabulary"),
         ({"prompt": [1, "a"]}, r"prompt\[0\] is wrong"),
         ({"prompt": [5], "suffix": "x"}, "a suffix goes with a prompt of text"),
-        ({"prompt": "x", "echo": True}, "echo is not supported; put the prompt before the answer"),
+        ({"prompt": "x", "suffix": "y", "echo": True}, "echo puts the prompt before the answer"),
         ({"prompt": "x", "best_of": 3}, "best_of is 3 and n is 1"),
         ({"prompt": ["x"] * 20, "n": 10}, "20 prompts with n 10 are given; ask for 128 answers or fewer"),
     ],

@@ -19,7 +19,7 @@ from narrows.engine.limits import Limits
 from narrows.engine.paged_history import PagedHistory, State
 from narrows.engine.prefix_tree import PrefixTree
 from narrows.engine.request import check_prompt
-from narrows.engine.sampling import Sampler
+from narrows.engine.sampling import Sampled, Sampler, score
 from narrows.engine.scheduler import Job, admit, rank, share
 from narrows.engine.sequence import (
     Drawn,
@@ -29,6 +29,7 @@ from narrows.engine.sequence import (
     Parked,
     Prefilled,
     Request,
+    Scored,
     SequenceState,
 )
 from narrows.engine.speculation import Drafter, Followed
@@ -43,6 +44,9 @@ from narrows.text.tokenizer import Tokenizer
 
 # Rows between two tidyings, which cost some 20 ms: less than a hundredth of the time that so many rows take.
 _TIDY_EVERY = 1 << 14
+
+# Logits of a prompt that are in memory at once.
+_SCORED_LOGITS = 1 << 22
 
 _log = logging.getLogger("narrows")
 
@@ -166,7 +170,8 @@ class Core:
             streams, logits = self._forward(taking_part)
         except Exception as error:  # whatever it was: nobody may be left waiting for a sequence that cannot go on
             return events + [self._end(sequence, "error", error) for sequence, _ in taking_part]
-        for (sequence, rows), drawn_from in zip(taking_part, logits, strict=True):
+        for (sequence, rows), computed, drawn_from in zip(taking_part, streams, logits, strict=True):
+            events += self._score(sequence, computed)
             events += self._advance(sequence, rows, drawn_from)
         self._tidy(sum(rows for _, rows in taking_part))
         if self._drafter is not None:
@@ -204,6 +209,22 @@ class Core:
         # `streams[places]` would wake PyTorch's own threads, which then look for work where kernels should compute.
         logits = self.network.logits(streams.index_select(0, places)).cpu()
         return streams.split([rows for _, rows in taking_part]), logits.split([len(rows) for rows in wanted])
+
+    @torch.inference_mode()
+    def _score(self, sequence: SequenceState, streams: Tensor) -> list[Event]:
+        """The log-probabilities of the prompt's tokens behind the rows of streams [R, S, d], where they are wanted."""
+        alternatives, prompt = sequence.request.parameters.prompt_logprobs, sequence.request.prompt
+        first = sequence.job.computed + 1
+        if alternatives is None or first >= len(prompt):
+            return []
+        behind = prompt[first : first + len(streams)]
+        at_once = max(1, _SCORED_LOGITS // self.network.config.vocab_size)
+        scored: list[Sampled] = []
+        for start in range(0, len(behind), at_once):
+            rows = behind[start : start + at_once]
+            logits = self.network.logits(streams[start : start + len(rows)]).cpu()
+            scored += [score(token, row, alternatives) for token, row in zip(rows, logits, strict=True)]
+        return [Scored(sequence, first, tuple(scored))]
 
     def _advance(self, sequence: SequenceState, rows: int, logits: Tensor) -> list[Event]:
         """Draw as many tokens as the step's rows decide: none within a prompt, one behind the last known token, and one

@@ -31,9 +31,11 @@ class KnownPrefixes:
         self._snapshot_every, self._make_room = snapshot_every, make_room
 
     def resume(self, sequence: SequenceState) -> None:
-        """Take over the blocks of the longest known prefix that has a snapshot and leaves a token to compute."""
+        """Take over the blocks of the longest known prefix that has a snapshot and leaves a token to compute; of none,
+        where every token of the prompt is to be scored."""
         job, size = sequence.job, self._history.block_tokens
-        whole = sequence.tokens[: (job.length - 1) // size * size]
+        scored = sequence.request.parameters.prompt_logprobs is not None
+        whole = [] if scored else sequence.tokens[: (job.length - 1) // size * size]
         path = self.tree.match(whole)
         if self._store is not None:
             known = max((node.depth for node in path if node.snapshot is not None), default=0)

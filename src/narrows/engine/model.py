@@ -26,7 +26,7 @@ from narrows.engine.limits import Limits
 from narrows.engine.paged_history import block_tokens
 from narrows.engine.prefill import new_history, prefill
 from narrows.engine.request import SamplingParameters, check_prompt, check_request
-from narrows.engine.sequence import Drawn, Event, Prefilled
+from narrows.engine.sequence import Drawn, Event, Finished, Prefilled
 from narrows.engine.store import Prefixes
 from narrows.errors import UsageError
 from narrows.model.config import ModelConfig
@@ -87,10 +87,11 @@ class Generation:
                 if self.on_prefill is not None:
                     self.on_prefill(event.tokens)
                 continue
-            elif event.error is not None:
-                raise event.error
-            elif event.reason == "stop":
-                self.finish_reason = "stop"
+            elif isinstance(event, Finished):
+                if event.error is not None:
+                    raise event.error
+                if event.reason == "stop":
+                    self.finish_reason = "stop"
             if event.piece:
                 yield event.piece
 

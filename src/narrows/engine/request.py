@@ -21,7 +21,8 @@ class SamplingParameters:
     least this share of the likeliest one's probability.
 
     `stop`: strings before which the text ends. `seed`: the same gives the same text, None another each time.
-    `logprobs`: report as many alternatives to every token. `n`: so many replies.
+    `logprobs`: report as many alternatives to every token. `prompt_logprobs`: the same for the prompt's own tokens, all
+    of which are computed then, known or not. `n`: so many replies.
     """
 
     max_tokens: int = 64
@@ -36,11 +37,12 @@ class SamplingParameters:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
 
     def __post_init__(self) -> None:
         check_request(self.max_tokens, self.temperature, 0 if self.seed is None else self.seed)
-        for name, least, most in (("top_k", 1, None), ("logprobs", 0, 20)):
+        for name, least, most in (("top_k", 1, None), ("logprobs", 0, 20), ("prompt_logprobs", 0, 20)):
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), least, most)
         _check_whole("n", self.n, 1, 128)

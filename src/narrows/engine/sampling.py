@@ -62,8 +62,8 @@ class Sampler:
         """The next token, from logits [V]; `mask` [V]: what a constraint allows. Errors as in `distribution`."""
         summary = summarize(logits)
         if summary.finite and self._unchanged and mask is None and self.parameters.temperature == 0:
-            return self._report(summary.largest, logits, summary)
-        return self._report(self._choose(logits, mask, self._generator), logits, summary)
+            return _report(summary.largest, logits, summary, self.parameters.logprobs)
+        return _report(self._choose(logits, mask, self._generator), logits, summary, self.parameters.logprobs)
 
     def accept(self, token: int) -> None:
         """Count a token that now belongs to the reply, for the penalties."""
@@ -90,17 +90,6 @@ class Sampler:
         cut = torch.zeros_like(probabilities)
         cut[chosen] = probabilities[chosen]
         return cut / cut.sum()
-
-    def _report(self, token: int, logits: Tensor, summary: Summary) -> Sampled:
-        """A token drawn from logits [V], with the log-probabilities that were asked for."""
-        logprob = float(logits[token]) - summary.log_sum
-        if not self.parameters.logprobs:
-            return Sampled(token, logprob, ())
-        row = logits.detach().to("cpu", torch.float64)
-        likeliest = top_k(row, self.parameters.logprobs).tolist()
-        alternatives = [(other, float(row[other]) - summary.log_sum) for other in likeliest if other >= 0]
-        alternatives.sort(key=lambda one: (-one[1], one[0]))
-        return Sampled(token, logprob, tuple(alternatives))
 
     def guess(self, logits: Tensor, mask: Tensor | None = None, ahead: int = 0) -> int:
         """What `draw` would give `ahead` draws from now if the logits were these [V]; nothing is drawn.
@@ -150,6 +139,23 @@ class Sampler:
         if parameters.min_p > 0:
             kept = min(kept, int((probabilities >= parameters.min_p * probabilities.max()).sum()))
         return kept
+
+
+def score(token: int, logits: Tensor, alternatives: int) -> Sampled:
+    """A token that stands where logits [V] say what may, with as many alternatives."""
+    return _report(token, logits, summarize(logits), alternatives)
+
+
+def _report(token: int, logits: Tensor, summary: Summary, alternatives: int | None) -> Sampled:
+    """A token behind logits [V], with the log-probabilities that were asked for."""
+    logprob = float(logits[token]) - summary.log_sum
+    if not alternatives:
+        return Sampled(token, logprob, ())
+    row = logits.detach().to("cpu", torch.float64)
+    likeliest = top_k(row, alternatives).tolist()
+    found = [(other, float(row[other]) - summary.log_sum) for other in likeliest if other >= 0]
+    found.sort(key=lambda one: (-one[1], one[0]))
+    return Sampled(token, logprob, tuple(found))
 
 
 def _nucleus(probabilities: Tensor, among: int, share: float) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from narrows.engine.paged_history import Contents, State
 from narrows.engine.prefix_tree import Node
 from narrows.engine.request import ThinkingBudget
-from narrows.engine.sampling import Sampler, SamplingParameters
+from narrows.engine.sampling import Sampled, Sampler, SamplingParameters
 from narrows.engine.scheduler import Job
 from narrows.engine.speculation import Success
 from narrows.engine.text import TextStream
@@ -101,6 +101,17 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Tokens of a sequence's prompt from position `start` on, each with its log-probability behind those before it and
+    the alternatives asked for. The first token of a prompt stands behind nothing, and has none."""
+
+    sequence: SequenceState
+    start: int
+    tokens: tuple[Sampled, ...]
+    piece: str = ""
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A token of a sequence, the text that it made safe to show, its log-probability, the alternatives asked for."""
 
@@ -121,7 +132,7 @@ class Finished:
     error: Exception | None = None
 
 
-Event = Prefilled | Drawn | Finished
+Event = Prefilled | Scored | Drawn | Finished
 
 
 def boundaries(prompt: int, block: int, every: int, forks: Sequence[int] = ()) -> frozenset[int]:

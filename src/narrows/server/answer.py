@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from narrows.economics.money import plain
-from narrows.engine.sequence import Drawn, Event, Finished, Prefilled
+from narrows.engine.sequence import Drawn, Event, Finished, Prefilled, Scored
 from narrows.server.accounting import Usage
 from narrows.server.errors import ApiError
 
@@ -63,6 +63,8 @@ class Answer(ABC):
                 self._prefilled[part] = max(self._prefilled[part], event.tokens)
                 self._reused[part] = max(self._reused[part], event.reused)
                 told += self._read(part)
+            elif isinstance(event, Scored):
+                self._prompt_scored(part, event)
             else:
                 told += self._drawn(number, drawn.pop(number, []))
                 told += self._finished(number, event)
@@ -83,6 +85,9 @@ class Answer(ABC):
     def _read(self, part: int) -> Iterable[str]:
         """More of the prompt number `part` has been read."""
         return ()
+
+    def _prompt_scored(self, part: int, event: Scored) -> None:  # noqa: B027 - most ask for no such thing
+        """Scores of the prompt number `part`."""
 
     @abstractmethod
     def _drawn(self, number: int, tokens: Sequence[Drawn]) -> Iterable[str]:

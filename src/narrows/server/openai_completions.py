@@ -5,17 +5,20 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, FiniteFloat
 
 from narrows.engine.request import SamplingParameters, check_prompt
-from narrows.engine.sequence import Drawn, Finished
+from narrows.engine.sampling import Sampled
+from narrows.engine.sequence import Drawn, Finished, Scored
+from narrows.engine.text import TextStream
 from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend, Job
-from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens, refuse
+from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens
 from narrows.server.chat import stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.openai_chat import StreamOptions, sampling
@@ -73,7 +76,8 @@ async def completions(request: Request, body: CompletionBody) -> Response:
 
 
 def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Job]:
-    refuse({"echo": body.echo or None}, {"echo": "put the prompt before the answer yourself"})
+    if body.echo and body.suffix:
+        raise UsageError("echo puts the prompt before the answer, and a suffix stands behind; leave one of them out.")
     n = body.n or 1
     if body.best_of is not None and body.best_of != n:
         raise UsageError(f"best_of is {body.best_of} and n is {n}; ask for as many answers as you want to have.")
@@ -87,6 +91,7 @@ def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Jo
         "stop": stop_strings(body.stop),
         "n": n,
         "logprobs": body.logprobs,
+        "prompt_logprobs": body.logprobs if body.echo else None,
         **sampling(body),
     }
     return [
@@ -125,6 +130,16 @@ def _text_prompt(tokenizer: Tokenizer, text: str, suffix: str | None, layout: An
     return [tokenizer.bos_id, *tokenizer.encode(text)]
 
 
+@dataclass(frozen=True)
+class _Echoed:
+    """A token of a prompt that is repeated, in the words of a drawn one. The first has no score."""
+
+    token: int
+    piece: str
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
 class _Text:
     """One choice, as it grows."""
 
@@ -134,7 +149,8 @@ class _Text:
     def __init__(self) -> None:
         self.tokens = 0
         self.pieces: list[str] = []
-        self.drawn: list[Drawn] = []
+        self.told: list[Drawn | _Echoed] = []
+        self.echoed = False
         self.length = 0
         self.finish_reason: str | None = None
 
@@ -148,6 +164,8 @@ class CompletionAnswer(Answer):
         super().__init__([len(job.prompt) for job in jobs], self._texts, each=each)
         self._tokenizer = backend.info.tokenizer
         self._scores = body.logprobs
+        self._jobs, self._echo = jobs, body.echo is True
+        self._prompt_scores: list[list[Sampled]] = [[] for _ in jobs]
         self._include_usage = body.stream_options is not None and body.stream_options.include_usage is True
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
@@ -156,6 +174,8 @@ class CompletionAnswer(Answer):
             "model": backend.info.name,
             "service_tier": tier_of(body.service_tier),
         }
+        first = body.prompt[0] if isinstance(body.prompt, list) else body.prompt
+        self._begun_by_us = isinstance(first, str)
 
     def _drawn(self, number: int, tokens: Sequence[Drawn]) -> Iterable[str]:
         text = self._texts[number]
@@ -166,14 +186,34 @@ class CompletionAnswer(Answer):
         self._texts[number].finish_reason = "length" if finished.reason == "length" else "stop"
         return self._tell(number, finished.piece, (), self._texts[number].finish_reason)
 
+    def _prompt_scored(self, part: int, event: Scored) -> None:
+        self._prompt_scores[part] += event.tokens
+
+    def _echoed(self, part: int) -> list[_Echoed]:
+        """The tokens of the prompt number `part`, without a BOS that is ours."""
+        prompt, tokenizer = self._jobs[part].prompt, self._tokenizer
+        text = TextStream(tokenizer, ())
+        pieces = [text.push(token) for token in prompt]
+        pieces[-1] += text.finish()
+        scores = [None, *self._prompt_scores[part]] if self._prompt_scores[part] else [None] * len(prompt)
+        echoed = [
+            _Echoed(token, piece) if score is None else _Echoed(token, piece, score.logprob, score.alternatives)
+            for token, piece, score in zip(prompt, pieces, scores, strict=True)
+        ]
+        return echoed[1:] if self._begun_by_us and len(echoed) > 1 else echoed
+
     def _tell(
-        self, number: int, piece: str, tokens: Sequence[Drawn], finish_reason: str | None = None
+        self, number: int, piece: str, tokens: Sequence[Drawn | _Echoed], finish_reason: str | None = None
     ) -> Iterable[str]:
         text = self._texts[number]
+        if self._echo and not text.echoed:
+            text.echoed = True
+            echoed = self._echoed(number // self._each)
+            yield from self._tell(number, "".join(one.piece for one in echoed), echoed)
         scores = None
         if self._scores is not None:
             scores = self._scored(tokens, text.length)
-            text.drawn += tokens
+            text.told += tokens
         text.pieces.append(piece)
         text.length += len(piece)
         if piece or finish_reason or (scores and tokens):
@@ -181,7 +221,7 @@ class CompletionAnswer(Answer):
             choice = {"index": number, "text": piece, "logprobs": scores, "finish_reason": finish_reason}
             yield event({**self._head, "choices": [choice], **usage})
 
-    def _scored(self, tokens: Sequence[Drawn], offset: int) -> dict[str, Any]:
+    def _scored(self, tokens: Sequence[Drawn | _Echoed], offset: int) -> dict[str, Any]:
         """Scores as this endpoint has always had them: by the tokens' spelling."""
         spelled = [self._spelling(one.token) for one in tokens]
         offsets = []
@@ -191,7 +231,10 @@ class CompletionAnswer(Answer):
         return {
             "tokens": spelled,
             "token_logprobs": [one.logprob for one in tokens],
-            "top_logprobs": [{self._spelling(token): logprob for token, logprob in one.alternatives} for one in tokens],
+            "top_logprobs": [
+                None if one.logprob is None else {self._spelling(token): logprob for token, logprob in one.alternatives}
+                for one in tokens
+            ],
             "text_offset": offsets,
         }
 
@@ -214,7 +257,7 @@ class CompletionAnswer(Answer):
             {
                 "index": number,
                 "text": "".join(text.pieces),
-                "logprobs": None if self._scores is None else self._scored(text.drawn, 0),
+                "logprobs": None if self._scores is None else self._scored(text.told, 0),
                 "finish_reason": text.finish_reason,
             }
             for number, text in enumerate(self._texts)
