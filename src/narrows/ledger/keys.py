@@ -15,7 +15,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, bindparam, select
 
 from narrows.errors import UsageError
 from narrows.ledger.checks import check_count, check_moment, check_money, check_text
@@ -30,6 +30,9 @@ _ALPHABET = string.digits + string.ascii_letters
 _LENGTH = 43  # 62 ** 43 > 2 ** 256
 _ID_LENGTH = 10
 _SECRET = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_LENGTH}}}")
+
+_FIND = select(keys).where(keys.c.id == bindparam("id_"))
+_FIND_LOCKED = _FIND.with_for_update()
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ def insert_key(
 def find_secret(connection: Connection, secret: Any) -> Key:
     """The key that has this secret, whatever its state. KeyRefused, never repeating it, where none has."""
     text = secret if isinstance(secret, str) else ""
-    query = select(keys).where(keys.c.id == text.removeprefix(PREFIX)[:_ID_LENGTH])
-    row = connection.execute(query).mappings().one_or_none() if _SECRET.fullmatch(text) else None
+    named = {"id_": text.removeprefix(PREFIX)[:_ID_LENGTH]}
+    row = connection.execute(_FIND, named).mappings().one_or_none() if _SECRET.fullmatch(text) else None
     stored = row["digest"] if row is not None else bytes(32)
     if not hmac.compare_digest(bytes(stored), _digest(text)) or row is None:
         raise KeyRefused(
@@ -121,8 +124,7 @@ def find_secret(connection: Connection, secret: Any) -> Key:
 
 def find_key(connection: Connection, key_id: str, lock: bool = False) -> Key | None:
     """The key of this id. `lock`: nobody else reserves or settles for it until the transaction ends."""
-    query = select(keys).where(keys.c.id == key_id)
-    row = connection.execute(query.with_for_update() if lock else query).mappings().one_or_none()
+    row = connection.execute(_FIND_LOCKED if lock else _FIND, {"id_": key_id}).mappings().one_or_none()
     return None if row is None else _key(row)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, select
+from sqlalchemy import Connection, Executable, RowMapping, bindparam, select
 
 from narrows.economics.money import shown
 from narrows.economics.prices import Tier, Tokens
@@ -18,6 +18,22 @@ from narrows.ledger.checks import LARGEST, check_count, check_money, check_secon
 from narrows.ledger.errors import AlreadyDone, OverBudget, StillRunning
 from narrows.ledger.keys import Key, find_key, unknown
 from narrows.ledger.tables import requests, spending
+
+# Statements that every request needs, made once: to make them takes longer than to run them.
+_named = requests.c.id == bindparam("id_")
+_of_month = (spending.c.key_id == bindparam("key_id_")) & (spending.c.month == bindparam("month_"))
+_FIND = select(requests).where(_named)
+_FIND_OF_KEY = select(requests).where(_named & (requests.c.key_id == bindparam("key_id_")))
+_FIND_HELD = select(requests).where(
+    (requests.c.key_id == bindparam("key_id_"))
+    & (requests.c.idempotency == bindparam("idempotency_"))
+    & (requests.c.state != "released")
+)
+_INSERT = requests.insert()
+_CHANGE = requests.update().where(_named)
+_SPENT = select(spending.c.settled, spending.c.reserved).where(_of_month)
+_INSERT_SPENT = spending.insert()
+_CHANGE_SPENT = spending.update().where(_of_month)
 
 State = Literal["open", "settled", "released"]
 
@@ -134,16 +150,15 @@ def reserve(connection: Connection, now: datetime, key_id: str, order: Order, in
     if order.idempotency is not None:
         _check_first(connection, key_id, order.idempotency, order.fingerprint)
     key.check(now)
-    if _one(connection, requests.c.id == order.request_id) is not None:
+    if find_request(connection, order.request_id) is not None:
         raise UsageError(f"there is a request {order.request_id} already; give every request an id of its own.")
     day = now.astimezone(UTC).date()
     _spend(connection, key, day, reserved=order.worst_case)
     values = asdict(order) | {"id": order.request_id, "reserved": order.worst_case, "key_id": key_id}
     del values["request_id"], values["worst_case"]
     counts = dict.fromkeys(("hit", "miss", "output", "reasoning", "cost"), 0)
-    connection.execute(
-        requests.insert().values(**values, **counts, state="open", started=now, day=day, instance=instance)
-    )
+    new = {"state": "open", "started": now, "day": day, "instance": instance}
+    connection.execute(_INSERT, values | counts | new)
     return Reservation(order.request_id, key_id, order.worst_case)
 
 
@@ -164,7 +179,7 @@ def settle(connection: Connection, now: datetime, reservation: Reservation, usag
     _spend(connection, key, row.day, settled=usage.cost, reserved=-held)
     values = asdict(usage) | asdict(usage.tokens) | {"state": "settled", "ended": now}
     del values["tokens"]
-    connection.execute(requests.update().where(requests.c.id == row.id).values(values))
+    connection.execute(_CHANGE, {"id_": row.id, **values})
     return _known(connection, reservation)
 
 
@@ -174,8 +189,7 @@ def release(connection: Connection, now: datetime, reservation: Reservation, out
     row = _known(connection, reservation)
     if row.state == "open":
         _spend(connection, key, row.day, reserved=-row.reserved)
-        ended = requests.update().where(requests.c.id == row.id)
-        connection.execute(ended.values(state="released", outcome=outcome, ended=now))
+        connection.execute(_CHANGE, {"id_": row.id, "state": "released", "outcome": outcome, "ended": now})
     return _known(connection, reservation)
 
 
@@ -209,7 +223,7 @@ def list_requests(
 
 def find_request(connection: Connection, request_id: str) -> Row | None:
     """The row of this id."""
-    return _one(connection, requests.c.id == request_id)
+    return _one(connection, _FIND, id_=request_id)
 
 
 def spendings(connection: Connection, month: date) -> dict[str, Spending]:
@@ -231,7 +245,7 @@ def _locked(connection: Connection, key_id: str) -> Key:
 
 
 def _known(connection: Connection, reservation: Reservation) -> Row:
-    row = _one(connection, (requests.c.id == reservation.request_id) & (requests.c.key_id == reservation.key_id))
+    row = _one(connection, _FIND_OF_KEY, id_=reservation.request_id, key_id_=reservation.key_id)
     if row is None:
         raise UsageError(f"the ledger has no request {reservation.request_id} of this key; reserve before settling.")
     return row
@@ -239,8 +253,7 @@ def _known(connection: Connection, reservation: Reservation) -> Row:
 
 def _check_first(connection: Connection, key_id: str, idempotency: str, fingerprint: str | None) -> None:
     """AlreadyDone or StillRunning where a request of this idempotency key was charged or may be."""
-    same = (requests.c.key_id == key_id) & (requests.c.idempotency == idempotency)
-    row = _one(connection, same & (requests.c.state != "released"))
+    row = _one(connection, _FIND_HELD, key_id_=key_id, idempotency_=idempotency)
     if row is None:
         return
     if row.fingerprint != fingerprint:
@@ -253,9 +266,9 @@ def _check_first(connection: Connection, key_id: str, idempotency: str, fingerpr
 def _spend(connection: Connection, key: Key, day: date, settled: int = 0, reserved: int = 0) -> None:
     """Add to what the key's month has charged and reserved. OverBudget where the sum grows beyond the budget."""
     month = month_of(day)
-    here = (spending.c.key_id == key.id) & (spending.c.month == month)
-    found = connection.execute(select(spending).where(here)).mappings().one_or_none()
-    before = Spending(month, found["settled"], found["reserved"]) if found else Spending(month)
+    here = {"key_id_": key.id, "month_": month}
+    found = connection.execute(_SPENT, here).one_or_none()
+    before = Spending(month, *found) if found else Spending(month)
     after = Spending(month, before.settled + settled, before.reserved + reserved)
     limit = LARGEST if key.budget is None else key.budget
     if settled + reserved > 0 and after.settled + after.reserved > limit:
@@ -269,13 +282,13 @@ def _spend(connection: Connection, key: Key, day: date, settled: int = 0, reserv
     assert after.reserved >= 0
     values = {"settled": after.settled, "reserved": after.reserved}
     if found:
-        connection.execute(spending.update().where(here).values(values))
+        connection.execute(_CHANGE_SPENT, here | values)
     else:
-        connection.execute(spending.insert().values(key_id=key.id, month=month, **values))
+        connection.execute(_INSERT_SPENT, {"key_id": key.id, "month": month, **values})
 
 
-def _one(connection: Connection, where: ColumnElement[bool]) -> Row | None:
-    found = connection.execute(select(requests).where(where)).mappings().one_or_none()
+def _one(connection: Connection, query: Executable, **values: str) -> Row | None:
+    found = connection.execute(query, values).mappings().one_or_none()
     return None if found is None else _row(found)
 
 
