@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as float32_module
+from transformers.models.deepseek_v32 import modeling_deepseek_v32 as predecessor_module
 from transformers.utils.logging import set_verbosity_error
 
 from narrows.model.config import ModelConfig
@@ -28,7 +29,7 @@ from narrows.model.config import ModelConfig
 # Short YaRN lengths are meant here; transformers warns that they do not match the model's longest text.
 set_verbosity_error()
 
-ROTARY_CLASS = "DeepseekV4RotaryEmbedding"
+ROTARY_CLASSES = ("DeepseekV4RotaryEmbedding", "DeepseekV32RotaryEmbedding")
 
 # Every way in which the source could name a dtype narrower than float64.
 NARROW = {"float", "float32", "half", "float16", "bfloat16", "autocast", "maybe_autocast", "get_default_dtype"}
@@ -84,7 +85,7 @@ class _LiftCasts(ast.NodeTransformer):
         self.lifted = 0
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return node if node.name == ROTARY_CLASS else self.generic_visit(node)
+        return node if node.name in ROTARY_CLASSES else self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
@@ -99,7 +100,7 @@ def narrow_names(tree: ast.AST) -> list[str]:
     found: list[str] = []
     for child in ast.iter_child_nodes(tree):
         match child:
-            case ast.ClassDef(name=name) if name == ROTARY_CLASS:
+            case ast.ClassDef(name=name) if name in ROTARY_CLASSES:
                 continue
             case ast.Attribute(attr=name) if name in NARROW:
                 found.append(name)
@@ -118,26 +119,36 @@ def float64_module(*, stable_ties: bool = False) -> ModuleType:
     With `stable_ties` its indexer's `topk`, which leaves the order of equal scores open, is replaced by one that
     prefers the lower entry. Fails when a release of transformers casts in a way that is not understood here.
     """
-    tree = ast.parse(inspect.getsource(float32_module))
-    assert any(isinstance(node, ast.ClassDef) and node.name == ROTARY_CLASS for node in tree.body)
+    return _lifted(float32_module, "DeepseekV4Indexer" if stable_ties else None)
+
+
+@cache
+def float64_predecessor() -> ModuleType:
+    """The same of `deepseek_v32`, whose indexer prefers the lower token of equal scores."""
+    return _lifted(predecessor_module, "DeepseekV32Indexer")
+
+
+def _lifted(source: ModuleType, stable_indexer: str | None) -> ModuleType:
+    tree = ast.parse(inspect.getsource(source))
+    assert any(isinstance(node, ast.ClassDef) and node.name in ROTARY_CLASSES for node in tree.body)
     lift = _LiftCasts()
     tree = ast.fix_missing_locations(lift.visit(tree))
     assert lift.lifted > 0, "transformers has no float32 casts any more: compare with it directly"
     assert not narrow_names(tree), f"casts that were not lifted: {narrow_names(tree)}"
-    name = f"{float32_module.__name__}_float64{'_stable' if stable_ties else ''}"
-    spec = importlib.util.spec_from_file_location(name, float32_module.__file__)
+    name = f"{source.__name__}_float64{'_stable' if stable_indexer else ''}"
+    spec = importlib.util.spec_from_file_location(name, source.__file__)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # decorators of transformers look their module up
-    if stable_ties:
-        _prefer_lower_entries(tree)
+    if stable_indexer:
+        _prefer_lower_entries(tree, stable_indexer)
         module.__dict__["_stable_topk"] = _stable_topk
-    exec(compile(tree, str(float32_module.__file__), "exec"), module.__dict__)
+    exec(compile(tree, str(source.__file__), "exec"), module.__dict__)
     return module
 
 
-def _prefer_lower_entries(tree: ast.Module) -> None:
-    (indexer,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "DeepseekV4Indexer")
+def _prefer_lower_entries(tree: ast.Module, name: str) -> None:
+    (indexer,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     replaced = 0
     for node in ast.walk(indexer):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "topk":

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from narrows.model.network import Network
 from narrows.model.presets import TINY
 from tests.parity.configurations import randomised, relative_error
-from tests.parity.reference import ROTARY_CLASS, Reference, float64_module, narrow_names, their_name
+from tests.parity.reference import ROTARY_CLASSES, Reference, float64_module, narrow_names, their_name
 
 
 class _FindNarrow(TorchDispatchMode):
@@ -25,7 +25,7 @@ class _FindNarrow(TorchDispatchMode):
         self.inside_rotary: set[str] = set()
         self._rotary_depth = 0
         for module in model.modules():
-            if type(module).__name__ == ROTARY_CLASS:
+            if type(module).__name__ in ROTARY_CLASSES:
                 module.register_forward_pre_hook(lambda *_: self._enter(1))
                 module.register_forward_hook(lambda *_: self._enter(-1))
 
@@ -75,7 +75,7 @@ def test_lifting_changes_the_sixth_digit_and_no_more(weights: Any, tokens: torch
 )
 def test_a_cast_that_lifting_does_not_know_is_found(source: str) -> None:
     assert narrow_names(ast.parse(source))
-    assert not narrow_names(ast.parse(f"class {ROTARY_CLASS}:\n  {source}"))
+    assert not narrow_names(ast.parse(f"class {ROTARY_CLASSES[0]}:\n  {source}"))
 
 
 def test_plain_floats_are_no_casts() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from narrows.model.config import LayerKind, ModelConfig
 from narrows.model.history import Key, Layout, SlotHistory, fill_ring, ring_rows
 from narrows.model.precision import Precision
-from narrows.model.segments import Segment, Step, Windows
+from narrows.model.segments import Growth, PackedRows, Segment
 from narrows.ops.pages import Pages
 
 
@@ -124,23 +124,23 @@ class PagedHistory(SlotHistory):
         super().begin(segments)
         self._places = {}
 
-    def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
+    def extend_entries(self, layer: int, name: str, new: Tensor, growth: Growth, step: PackedRows) -> Pages:
         pool, stored = self.entries[layer, name], self.layout.entries[layer, name].format
         each = pool.shape[1]
         if each not in self._places:
-            self._places[each] = self._find_places(each, windows, step)
+            self._places[each] = self._find_places(each, growth, step)
         table, places = self._places[each]
         storage = pool.view(-1, pool.shape[2])
         if new.shape[0]:
             storage[places] = stored.encode(new.detach())
         return Pages(storage, table, each, stored)
 
-    def _find_places(self, each: int, windows: Windows, step: Step) -> tuple[Tensor, Tensor]:
+    def _find_places(self, each: int, growth: Growth, step: PackedRows) -> tuple[Tensor, Tensor]:
         """Where entries lie, `each` a block: the first row of every block [S, n], and the rows of the new ones [n]."""
         longest = max(self._bound[segment.slot] for segment in step.segments)
         table = self.tables[:, :longest][step.slots].long() * each
         places = [table.new_empty(0)]
-        for blocks, before, count in zip(table, windows.before, windows.new, strict=True):
+        for blocks, before, count in zip(table, growth.before, growth.new, strict=True):
             if count:
                 numbers = torch.arange(before, before + count, device=self._device)
                 places.append(blocks[numbers // each] + numbers % each)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from narrows.model.config import LayerKind, ModelConfig
 from narrows.model.precision import Precision, cache_formats
-from narrows.model.segments import Recent, Segment, Step, Windows, tail_rows
+from narrows.model.segments import Growth, PackedRows, Recent, Segment, tail_rows
 from narrows.ops.dtypes import wide
 from narrows.ops.pages import Pages
 from narrows.ops.row_format import Plain, RowFormat
@@ -30,11 +30,11 @@ class History(Protocol):
     def begin(self, segments: Sequence[Segment]) -> None:
         """Check that a step's segments continue what is stored; ValueError if not."""
 
-    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
+    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: PackedRows) -> Tensor:
         """Store `rows` [N, f]; return [recent.total, f]: every segment's kept past rows, then its new ones."""
 
-    def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
-        """Store the entries [n, f] of the windows just completed; return all entries."""
+    def extend_entries(self, layer: int, name: str, new: Tensor, growth: Growth, step: PackedRows) -> Pages:
+        """Store the entries [n, f] that the step adds; return all entries."""
 
     def commit(self, segments: Sequence[Segment]) -> None:
         """All layers are done: the step's tokens now belong to the past."""
@@ -114,11 +114,11 @@ class BatchHistory:
         if any(segment.past for segment in segments):
             raise ValueError("a segment with a past needs a history")
 
-    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
+    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: PackedRows) -> Tensor:
         return rows
 
-    def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
-        return Pages(new, windows.first_new[:, None], max(windows.most, 1))
+    def extend_entries(self, layer: int, name: str, new: Tensor, growth: Growth, step: PackedRows) -> Pages:
+        return Pages(new, growth.first_new[:, None], max(growth.most, 1))
 
     def commit(self, segments: Sequence[Segment]) -> None:
         pass
@@ -192,7 +192,7 @@ class SlotHistory:
         """The step that has begun came to nothing before it stored anything: its slots hold what they held."""
         self._unfinished.difference_update(segment.slot for segment in segments)
 
-    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: Step) -> Tensor:
+    def extend_recent(self, layer: int, name: str, rows: Tensor, recent: Recent, step: PackedRows) -> Tensor:
         slots, stored = self.recent[layer, name], self.layout.recent[layer, name].format
         rings = [slots[segment.slot] for segment in step.segments]
         new_rows = stored.encode(rows.detach()).split([segment.rows for segment in step.segments])
@@ -237,12 +237,13 @@ class SlotHistory:
 class ContiguousHistory(SlotHistory):
     """A slot a sequence; each slot's entries in one growing piece. Simple, for one or a few sequences, without grad.
 
-    `rollback`: how many tokens `roll_back` may take back at once.
+    `config`, or the layout itself for a network of another kind, says what is kept; `rollback`: how many tokens
+    `roll_back` may take back at once.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelConfig | Layout,
         *,
         slots: int = 1,
         dtype: torch.dtype = torch.float32,
@@ -250,7 +251,7 @@ class ContiguousHistory(SlotHistory):
         rollback: int = 0,
         precision: Precision | None = None,
     ) -> None:
-        layout = Layout.of(config, dtype=dtype, precision=precision)
+        layout = config if isinstance(config, Layout) else Layout.of(config, dtype=dtype, precision=precision)
         super().__init__(layout, slots, device, rollback)
         self._entries = {
             key: torch.zeros(slots, 16, kept.format.width, dtype=kept.format.dtype, device=device)
@@ -260,15 +261,15 @@ class ContiguousHistory(SlotHistory):
 
     # -- what a step asks -----------------------------------------------------------------------------------------
 
-    def extend_entries(self, layer: int, name: str, new: Tensor, windows: Windows, step: Step) -> Pages:
+    def extend_entries(self, layer: int, name: str, new: Tensor, growth: Growth, step: PackedRows) -> Pages:
         pool, stored = self._entries[layer, name], self.layout.entries[layer, name].format
         new = stored.encode(new.detach())
-        if windows.most > pool.shape[1]:
-            grown = pool.new_zeros(self.slots, max(windows.most, 2 * pool.shape[1]), pool.shape[2])
+        if growth.most > pool.shape[1]:
+            grown = pool.new_zeros(self.slots, max(growth.most, 2 * pool.shape[1]), pool.shape[2])
             grown[:, : pool.shape[1]] = pool
             self._entries[layer, name] = pool = grown
         start = 0
-        for segment, before, count in zip(step.segments, windows.before, windows.new, strict=True):
+        for segment, before, count in zip(step.segments, growth.before, growth.new, strict=True):
             pool[segment.slot, before : before + count] = new[start : start + count]
             start += count
         return Pages(pool.flatten(0, 1), step.slots[:, None] * pool.shape[1], pool.shape[1], stored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,6 +53,19 @@ class Router(nn.Module):
             nn.init.zeros_(self.bias)
 
 
+class ExpertSizes(Protocol):
+    """What experts read of a configuration."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def moe_intermediate_size(self) -> int: ...
+    @property
+    def n_routed_experts(self) -> int: ...
+    @property
+    def swiglu_limit(self) -> float: ...
+
+
 class Experts(nn.Module):
     """All routed experts, stacked: w13 [E, 2·width, d] (gate rows first, then up), w2 [E, d, width].
 
@@ -59,7 +74,7 @@ class Experts(nn.Module):
 
     rounds_inputs = False
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str | None) -> None:
+    def __init__(self, config: ExpertSizes, *, dtype: torch.dtype, device: torch.device | str | None) -> None:
         super().__init__()
         count, width, d = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
         self.limit = config.swiglu_limit
@@ -71,12 +86,13 @@ class Experts(nn.Module):
 
 
 class SharedExpert(nn.Module):
-    """The expert that every token passes through; clamped like the others."""
+    """An expert that every token passes through: d -> `width` -> d, clamped at `limit` like the others."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str | None) -> None:
+    def __init__(
+        self, d: int, width: int, limit: float, *, dtype: torch.dtype, device: torch.device | str | None
+    ) -> None:
         super().__init__()
-        d, width = config.hidden_size, config.moe_intermediate_size
-        self.limit = config.swiglu_limit
+        self.limit = limit
         self.w1 = Linear(d, width, dtype=dtype, device=device)
         self.w2 = Linear(width, d, dtype=dtype, device=device)
         self.w3 = Linear(d, width, dtype=dtype, device=device)
@@ -94,7 +110,8 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(config, hashed=hashed, dtype=dtype, device=device)
         self.experts = Experts(config, dtype=dtype, device=device)
-        self.shared_experts = SharedExpert(config, dtype=dtype, device=device)
+        d, width, limit = config.hidden_size, config.moe_intermediate_size, config.swiglu_limit
+        self.shared_experts = SharedExpert(d, width, limit, dtype=dtype, device=device)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x [N, d], tokens int64 [N] (read by hash layers) -> [N, d]."""

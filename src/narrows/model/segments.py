@@ -48,20 +48,13 @@ class Recent:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """The compressor windows that a step completes, of all segments, one behind the other.
+class Growth:
+    """The entries that a step adds, of all segments, one behind the other.
 
-    `own` int64 [n, m]: storage rows of a window's tokens; `previous` the same for the window before it, except where
-    `first` bool [n, 1, 1] says that there is none; `angles` RoPE's cos and sin at each window's first token;
-    `first_new` [S] where each segment's new entries begin among the n; `before` [S] how many entries it had, `new`
-    [S] how many it gains; `visible` [N] entries that each row may see, `most` the largest.
+    `first_new` [S] where each segment's new entries begin among them; `before` [S] how many entries it had, `new` [S]
+    how many it gains; `visible` [N] entries that each row may see, `most` the largest.
     """
 
-    recent: Recent
-    own: Tensor
-    previous: Tensor
-    first: Tensor
-    angles: tuple[Tensor, Tensor]
     first_new: Tensor
     before: tuple[int, ...]
     new: tuple[int, ...]
@@ -69,17 +62,29 @@ class Windows:
     most: int
 
 
-class Step:
-    """The index plan of one forward call. Raises ValueError when segments, tokens and positions do not fit."""
+@dataclass(frozen=True)
+class Windows(Growth):
+    """The compressor windows that a step completes, and the entries that these become.
 
-    def __init__(self, config: ModelConfig, segments: Sequence[Segment], positions: Tensor) -> None:
-        self.config = config
+    `own` int64 [n, m]: storage rows of a window's tokens; `previous` the same for the window before it, except where
+    `first` bool [n, 1, 1] says that there is none; `angles` RoPE's cos and sin at each window's first token.
+    """
+
+    recent: Recent
+    own: Tensor
+    previous: Tensor
+    first: Tensor
+    angles: tuple[Tensor, Tensor]
+
+
+class PackedRows:
+    """What any network's forward call knows of its rows. Raises ValueError when segments and positions do not fit."""
+
+    def __init__(self, segments: Sequence[Segment], positions: Tensor, most_positions: int) -> None:
         self.segments = tuple(segments)
         self.positions = positions
         self.device = positions.device
         self.rows = sum(segment.rows for segment in segments)
-        self._windows: dict[LayerKind, Windows] = {}
-        self._angles: dict[bool, tuple[Tensor, Tensor]] = {}
         if not segments or any(segment.rows < 1 for segment in segments):
             raise ValueError("a step needs at least one segment, and every segment at least one row")
         if any(segment.past < 0 for segment in segments):
@@ -87,10 +92,8 @@ class Step:
         if self.rows != positions.shape[0]:
             raise ValueError(f"the segments have {self.rows} rows, the step {positions.shape[0]} positions")
         longest = max(segment.past + segment.rows for segment in segments)
-        if longest > config.max_position_embeddings:
-            raise ValueError(
-                f"position {longest - 1} lies beyond max_position_embeddings {config.max_position_embeddings}"
-            )
+        if longest > most_positions:
+            raise ValueError(f"position {longest - 1} lies beyond max_position_embeddings {most_positions}")
         if not torch.equal(positions, positions_of(segments, positions.device)):
             raise ValueError("the positions are not those of the segments' rows: past, past + 1, ... in each segment")
 
@@ -106,6 +109,30 @@ class Step:
     @cached_property
     def single_rows(self) -> Tiles:
         return Tiles.cut([segment.rows for segment in self.segments], 1, self.device)
+
+    def growth(self, ratio: int) -> Growth:
+        """Where every `ratio` tokens become an entry, visible to whom they have passed."""
+        before = tuple(segment.past // ratio for segment in self.segments)
+        after = tuple((segment.past + segment.rows) // ratio for segment in self.segments)
+        new = tuple(a - b for a, b in zip(after, before, strict=True))
+        starts = torch.tensor((0, *new[:-1])).cumsum(0)
+        return Growth(
+            first_new=starts.to(self.device),
+            before=before,
+            new=new,
+            visible=(self.positions + 1) // ratio,
+            most=max(after),
+        )
+
+
+class Step(PackedRows):
+    """The index plan of one forward call: everything that the layers look up."""
+
+    def __init__(self, config: ModelConfig, segments: Sequence[Segment], positions: Tensor) -> None:
+        super().__init__(segments, positions, config.max_position_embeddings)
+        self.config = config
+        self._windows: dict[LayerKind, Windows] = {}
+        self._angles: dict[bool, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def window(self) -> Recent:
@@ -147,31 +174,24 @@ class Step:
         ratio, overlap = self.config.compress_ratio(kind), kind is LayerKind.CSA
         kept = [tail_rows(segment.past, ratio, overlap) for segment in self.segments]
         recent = Recent.of(self.segments, kept)
-        before = tuple(segment.past // ratio for segment in self.segments)
-        after = tuple((segment.past + segment.rows) // ratio for segment in self.segments)
-        new = tuple(a - b for a, b in zip(after, before, strict=True))
-        numbers = torch.cat([torch.arange(b, a) for a, b in zip(after, before, strict=True)])
+        growth = self.growth(ratio)
+        numbers = torch.cat([torch.arange(b, b + n) for b, n in zip(growth.before, growth.new, strict=True)])
         # Storage row of a segment's token 0, had all its tokens been kept.
         origin = torch.tensor(
             [
                 first + count - segment.past
                 for first, count, segment in zip(recent.first, kept, self.segments, strict=True)
             ]
-        ).repeat_interleave(torch.tensor(new))
+        ).repeat_interleave(torch.tensor(growth.new))
         own = (origin + numbers * ratio)[:, None] + torch.arange(ratio)
         first = (numbers == 0)[:, None]
-        starts = torch.tensor((0, *new[:-1])).cumsum(0)
         return Windows(
+            **vars(growth),
             recent=recent,
             own=own.to(self.device),
             previous=torch.where(first, own, own - ratio).to(self.device),
             first=first[:, :, None].to(self.device),
             angles=rope_angles((numbers * ratio).to(self.device), frequencies(self.config, kind).to(self.device)),
-            first_new=starts.to(self.device),
-            before=before,
-            new=new,
-            visible=(self.positions + 1) // ratio,
-            most=max(after),
         )
 
 
