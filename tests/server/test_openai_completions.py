@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from narrows.engine.context import context_tokens
 from narrows.engine.model import Model
 from narrows.text.fim import fim_prompt
 from tests.server.scripted import Live, Scripted, reply
@@ -47,6 +48,25 @@ def test_a_middle_is_asked_for_in_the_models_own_layout(script: Scripted, client
     script.replies = [reply("x")]
     client.completions.create(model="scripted", prompt="a", suffix="b")
     assert script.jobs[0].prompt == fim_prompt(script.info.tokenizer, "a", "b", layout="psm")
+
+
+def test_files_are_read_before_the_prompt_as_the_command_line_has_them(
+    embedded: Model, embedded_client: openai.OpenAI
+) -> None:
+    files = ["def add(a, b):\n    return a + b\n", "", "import math\n"]
+    tokenizer = embedded.tokenizer
+    read = context_tokens(tokenizer, reversed(files), 10_000)
+    for suffix in (None, "\n    return c\n"):
+        wanted = (
+            fim_prompt(tokenizer, PROMPT, suffix, read, "spm")
+            if suffix
+            else [tokenizer.bos_id, *read, *tokenizer.encode(PROMPT)]
+        )
+        asked: Any = {**GREEDY, "prompt": PROMPT, "suffix": suffix, "extra_body": {"context": files}}
+        answer = embedded_client.completions.create(**asked)
+        assert answer.choices[0].text == embedded.generate(wanted, max_tokens=12).text
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == len(wanted)
 
 
 def test_prompts_of_every_form(embedded: Model, embedded_client: openai.OpenAI) -> None:
@@ -158,6 +178,8 @@ def test_usage_comes_last_in_a_stream_that_asks_for_it(embedded_client: openai.O
         ({"prompt": [1, "a"]}, r"prompt\[0\] is wrong"),
         ({"prompt": [5], "suffix": "x"}, "a suffix goes with a prompt of text"),
         ({"prompt": "x", "suffix": "y", "echo": True}, "echo puts the prompt before the answer"),
+        ({"prompt": [5], "context": ["x"]}, "context goes with a prompt of text"),
+        ({"prompt": "x", "context": ["y"], "echo": True}, "echo repeats the prompt, and files stand before it"),
         ({"prompt": "x", "best_of": 3}, "best_of is 3 and n is 1"),
         ({"prompt": ["x"] * 20, "n": 10}, "20 prompts with n 10 are given; ask for 128 answers or fewer"),
     ],

@@ -17,6 +17,7 @@ from narrows.server import (
     openai_completions,
     openai_responses,
     operations,
+    page,
 )
 from narrows.server.accounting import Ledger
 from narrows.server.backend import Backend
@@ -49,6 +50,7 @@ def create_app(backends: Sequence[Backend], accounts: Ledger, settings: Settings
     )
     app.state.service = service
     app.include_router(operations.router)
+    app.include_router(page.router)
     for prefix in ("/v1", "", "/beta"):  # the last two are DeepSeek's
         for router in (models.router, openai_chat.router, openai_completions.router, openai_responses.router):
             app.include_router(router, prefix=prefix, include_in_schema=prefix == "/v1")

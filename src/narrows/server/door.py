@@ -16,6 +16,7 @@ from narrows.server.accounting import Ledger
 from narrows.server.errors import ApiError, Protocol, error_response, failure
 from narrows.server.log import log_visit
 from narrows.server.metrics import Metrics
+from narrows.server.page import PATHS
 from narrows.server.settings import Settings
 from narrows.server.visit import Visit
 
@@ -25,8 +26,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# What answers without a key.
-_PUBLIC = ("/health",)
+# What answers without a key: that the process lives, under any name, and the page.
+_HEALTH = "/health"
+_PUBLIC = PATHS | {_HEALTH}
 
 # For a client that sends on after it was refused: seconds in which its body is read and thrown away, so that it comes
 # to read the answer before the connection closes.
@@ -58,8 +60,9 @@ class Door:
         try:
             try:
                 body.check_length(headers)
-                if scope["path"] not in _PUBLIC:
+                if scope["path"] != _HEALTH:
                     self._check_host(headers)
+                if scope["path"] not in _PUBLIC:
                     visit.account = await to_thread.run_sync(self._ledger.authenticate, _secret(headers))
                 await self._app(scope, body.receive, sending)
             except Exception as fault:

@@ -26,7 +26,7 @@ from narrows.server.openai_wire import AskedTier, tier_of, usage_of
 from narrows.server.service import Plan, Service, priority_of, room
 from narrows.server.settings import Settings
 from narrows.server.sse import event
-from narrows.text.fim import fim_prompt
+from narrows.text.fim import Layout, fim_prompt
 from narrows.text.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -38,11 +38,13 @@ _Ids = list[int]
 
 
 class CompletionBody(Body):
-    """POST /v1/completions. Text begins behind BOS; token ids are taken as they are."""
+    """POST /v1/completions. Text begins behind BOS; token ids are taken as they are. `context`, which is ours: texts of
+    whole files to read before the prompt, in the order in which a project's files were trained on, the nearest last."""
 
     model: Short
     prompt: str | list[str] | _Ids | list[_Ids]
     suffix: str | None = None
+    context: list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
@@ -78,6 +80,8 @@ async def completions(request: Request, body: CompletionBody) -> Response:
 def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Job]:
     if body.echo and body.suffix:
         raise UsageError("echo puts the prompt before the answer, and a suffix stands behind; leave one of them out.")
+    if body.echo and body.context:
+        raise UsageError("echo repeats the prompt, and files stand before it in context; leave one of them out.")
     n = body.n or 1
     if body.best_of is not None and body.best_of != n:
         raise UsageError(f"best_of is {body.best_of} and n is {n}; ask for as many answers as you want to have.")
@@ -112,10 +116,13 @@ def _prompts(backend: Backend, body: CompletionBody) -> list[Sequence[int]]:
         raise UsageError("prompt is an empty list; give text, token ids, or several of either.")
     many = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     info = backend.info
+    files = [token for text in body.context or () for token in (*info.tokenizer.encode(text), info.tokenizer.eos_id)]
     prompts: list[Sequence[int]] = []
     for one in many:
         if isinstance(one, str):
-            prompts.append(_text_prompt(info.tokenizer, one, body.suffix, info.fim_layout))
+            prompts.append(_text_prompt(info.tokenizer, one, body.suffix, files, info.fim_layout))
+        elif body.context is not None:
+            raise UsageError("context goes with a prompt of text, not of token ids; encode both as one prompt.")
         elif body.suffix is not None:
             raise UsageError("a suffix goes with a prompt of text, not of token ids; encode both as one prompt.")
         else:
@@ -124,10 +131,12 @@ def _prompts(backend: Backend, body: CompletionBody) -> list[Sequence[int]]:
     return prompts
 
 
-def _text_prompt(tokenizer: Tokenizer, text: str, suffix: str | None, layout: Any) -> Sequence[int]:
+def _text_prompt(
+    tokenizer: Tokenizer, text: str, suffix: str | None, files: Sequence[int], layout: Layout
+) -> Sequence[int]:
     if suffix:
-        return fim_prompt(tokenizer, text, suffix, layout=layout)
-    return [tokenizer.bos_id, *tokenizer.encode(text)]
+        return fim_prompt(tokenizer, text, suffix, files, layout)
+    return [tokenizer.bos_id, *files, *tokenizer.encode(text)]
 
 
 @dataclass(frozen=True)

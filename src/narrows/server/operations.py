@@ -13,7 +13,7 @@ router = APIRouter(tags=["Operations"])
 
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """The process lives. The one answer that needs no key."""
+    """The process lives. Beside the page, the one answer that needs no key."""
     return {"status": "ok"}
 
 

@@ -1,0 +1,45 @@
+/** The page: theme, key and tabs. Another tab is a section of index.html, a module, and its lines here. */
+
+import { Server } from "./api.js";
+import { startChat } from "./chat.js";
+import { startCode } from "./code.js";
+import { byId } from "./dom.js";
+import { Figures } from "./figures.js";
+import { startKey } from "./key.js";
+import { startTabs } from "./tabs.js";
+import { startTheme } from "./theme.js";
+import { startUsage } from "./usage.js";
+
+const sections = ["code", "chat", "usage"].map(byId);
+
+startTheme(byId("theme"));
+const server = new Server((problem) => complain(problem));
+const figures = new Figures([byId("code-figures"), byId("chat-figures")]);
+const setCodeModels = startCode(server, figures);
+const setChatModels = startChat(server, figures);
+const showUsage = startUsage(server);
+const setShown = startTabs(byId("tabs"), sections, (section) => {
+  if (section.id === "usage") showUsage();
+});
+setShown(byId("chat"), false);
+const complain = startKey(server, begin);
+
+/** With another key, everything anew. */
+async function begin() {
+  if (!server.key) return;
+  try {
+    const { data: models } = await server.get("/v1/models");
+    const chats = models.filter((model) => model.chat);
+    setShown(byId("chat"), chats.length > 0);
+    setChatModels(chats);
+    try {
+      figures.setPrices(await server.get("/api/prices"));
+    } catch {
+      // a server without a ledger has no prices; then there is nothing to compare with
+    }
+    setCodeModels(models);
+    if (!byId("usage").hidden) showUsage();
+  } catch (problem) {
+    if (problem.status !== 401) complain(problem);
+  }
+}

@@ -1,0 +1,105 @@
+/** A picture of what every day cost: one stacked bar a day, as ledger/plot.py draws it. */
+
+import { drawn, element } from "./dom.js";
+import { shown } from "./money.js";
+
+/** Groups with a colour of their own; the others share one. */
+const MOST = 7;
+const HEIGHT = 220;
+const MARGIN = { top: 12, right: 4, bottom: 24, left: 84 };
+
+/**
+ * Draw costs into a place, as wide as it is. `days`: their names in order; `groups`: {name, costs: Map of day to
+ * picodollars} each, the costliest first.
+ */
+export function plotDays(place, days, groups) {
+  const own = groups.slice(0, MOST);
+  const rest = groups.slice(MOST);
+  if (rest.length) own.push({ name: `${rest.length} others`, costs: summed(rest) });
+  const totals = days.map((day) => own.reduce((sum, group) => sum + (group.costs.get(day) ?? 0n), 0n));
+  const most = totals.reduce((one, other) => (one > other ? one : other), 0n);
+  const draw = () => {
+    const width = Math.max(240, place.clientWidth);
+    place.replaceChildren(picture(width, days, own, totals, most), legend(own));
+  };
+  draw();
+  place.observer?.disconnect();
+  let width = place.clientWidth;
+  place.observer = new ResizeObserver(() => {
+    if (place.clientWidth === width) return;
+    width = place.clientWidth;
+    draw();
+  });
+  place.observer.observe(place);
+}
+
+function picture(width, days, groups, totals, most) {
+  const step = niceStep(most);
+  const top = step * ((most + step - 1n) / step || 1n);
+  const inner = { width: width - MARGIN.left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
+  const x = (i) => MARGIN.left + (inner.width * i) / days.length;
+  // Pixels alone are not exact.
+  const tall = (amount) => (inner.height * Number((amount * 1_000_000n) / top)) / 1_000_000;
+  const bottom = HEIGHT - MARGIN.bottom;
+  const barWidth = Math.min(56, Math.max(1, (inner.width / days.length) * 0.72));
+  const marks = [];
+  for (let amount = 0n; amount <= top; amount += step) {
+    const y = bottom - tall(amount);
+    marks.push(drawn("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
+    marks.push(drawn("text", { class: "tick", x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, shown(amount)));
+  }
+  const every = Math.ceil((days.length * 56) / inner.width);
+  days.forEach((day, i) => {
+    const center = x(i + 0.5);
+    if (i % every === 0) {
+      marks.push(drawn("text", { class: "tick", x: center, y: HEIGHT - 6, "text-anchor": "middle" }, short(day)));
+    }
+    let y = bottom;
+    groups.forEach((group, number) => {
+      const height = tall(group.costs.get(day) ?? 0n);
+      if (!height) return;
+      y -= height;
+      marks.push(drawn("rect", { class: `series-${number}`, x: center - barWidth / 2, y, width: barWidth, height },
+        drawn("title", {}, `${day}, ${group.name}: ${shown(group.costs.get(day))}`)));
+    });
+  });
+  const total = shown(totals.reduce((sum, one) => sum + one, 0n));
+  const highest = days[totals.indexOf(most)];
+  const description = most
+    ? `${days.length} days from ${days[0]} to ${days.at(-1)}, ${total} in all; most on ${highest}, ${shown(most)}. ` +
+      groups.map((group) => `${group.name}: ${shown(summed([group]).total)}`).join("; ")
+    : `Nothing was used from ${days[0]} to ${days.at(-1)}.`;
+  return drawn("svg", { role: "img", "aria-labelledby": "plot-title plot-text", viewBox: `0 0 ${width} ${HEIGHT}`,
+    width, height: HEIGHT },
+    drawn("title", { id: "plot-title" }, "Cost by day and key, in dollars"),
+    drawn("desc", { id: "plot-text" }, description), ...marks);
+}
+
+function legend(groups) {
+  return element("ul", { class: "legend" }, ...groups.map(({ name }, number) =>
+    element("li", {}, element("span", { class: `swatch series-${number}`, "aria-hidden": "true" }), name)));
+}
+
+/** Costs of several groups by day, with their total. */
+function summed(groups) {
+  const costs = new Map();
+  costs.total = 0n;
+  for (const group of groups) {
+    for (const [day, cost] of group.costs) {
+      costs.set(day, (costs.get(day) ?? 0n) + cost);
+      costs.total += cost;
+    }
+  }
+  return costs;
+}
+
+/** 1, 2 or 5 times a power of ten, so that two to five steps reach the highest bar. */
+function niceStep(most) {
+  let power = 1n;
+  while (power * 50n < most) power *= 10n;
+  return [power, power * 2n, power * 5n, power * 10n].find((step) => step * 5n >= most);
+}
+
+function short(day) {
+  return new Date(`${day}T00:00Z`).toLocaleDateString("en", { month: "short", day: "numeric", timeZone: "UTC" });
+}
