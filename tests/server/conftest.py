@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from playwright.sync_api import Browser
 
 from narrows.engine.model import Model, load
 from narrows.server.engine_backend import EngineBackend
+from tests.server.browsing import House, Visit, chromium
 from tests.server.scripted import KEY, Live, Scripted, live
 
 
@@ -61,3 +63,27 @@ def embedded_server(embedded: Model) -> Iterator[Live]:
 def embedded_client(embedded_server: Live) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{embedded_server.url}/v1", api_key=KEY, max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def page_house(embedded: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with House(tmp_path_factory.mktemp("page")).open(embedded) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(page_house: House, browser: Browser) -> Iterator[Visit]:
+    """A page of that server in a window of its own, the scripted model as new."""
+    script = page_house.script
+    script.replies, script.pause, script.reused, script.fault = [], 0.0, 0, None
+    script.jobs.clear()
+    script.cancelled.clear()
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    yield Visit(page_house, context)
+    context.close()

@@ -47,7 +47,13 @@ def test_without_a_key_nothing_answers_but_health_and_the_page(server: Live) -> 
     schema = ask(server, "GET", "/openapi.json", headers=WITH_KEY)[1]
     paths = [(method.upper(), path) for path, methods in schema["paths"].items() for method in methods]
     assert len(paths) >= 7
-    for method, path in (*paths, ("GET", "/openapi.json"), ("GET", "/page/"), ("GET", "/nowhere"), ("PUT", "/v1/models")):
+    for method, path in (
+        *paths,
+        ("GET", "/openapi.json"),
+        ("GET", "/page/"),
+        ("GET", "/nowhere"),
+        ("PUT", "/v1/models"),
+    ):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"x-api-key": "wrong"}):
             if path != "/health":
                 status, body, told = ask(server, method, path, BODY, headers)

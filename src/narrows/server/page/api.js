@@ -28,8 +28,8 @@ export class Server {
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let waiting = "";
     for (;;) {
-      const { done, value } = await reader.read();
-      if (done) throw new Problem("The answer broke off; ask again.");
+      const { done, value } = await reader.read().catch(brokenOff);
+      if (done) brokenOff();
       const events = (waiting + value).split("\n\n");
       waiting = events.pop();
       for (const event of events) {
@@ -57,6 +57,11 @@ export class Server {
     if (problem.status === 401) this._onUnknownKey(problem);
     throw problem;
   }
+}
+
+function brokenOff(error = null) {
+  if (error?.name === "AbortError") throw error;
+  throw new Problem("The answer broke off; ask again.");
 }
 
 async function refusal(answer) {

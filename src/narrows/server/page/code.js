@@ -131,7 +131,10 @@ export function startCode(server, figures) {
     if (problem.status !== 401) notice.textContent = problem.message;
     // Over a rate, what is typed asks again after the seconds that were named; over the budget, only who wants to does.
     if (problem.status === 429) quietUntil = performance.now() + (problem.seconds ?? 60) * 1000;
-    if (problem.status === 402) typing.checked = false;
+    if (problem.status === 402 && typing.checked) {
+      typing.checked = false;
+      notice.textContent += " Completing as you type is off now.";
+    }
   }
 
   byId("editor").addEventListener("keydown", (event) => {

@@ -37,7 +37,7 @@ export class Context {
     const short = read.filter(({ all }) => !all).length;
     byId("context-message").textContent = short
       ? `${short} of ${read.length} ${read.length === 1 ? "file does" : "files do"} not fit whole into ` +
-        `${count(window)} tokens; the last of the list are read first of all.`
+        `${count(window)} tokens; the list is read from its end.`
       : this._said;
   }
 

@@ -7,6 +7,9 @@ const CONTROL = 8;
 /** More than estimates are wrong by. */
 const CAUTION = 1.1;
 
+/** Tokens from which an average says something. */
+const ENOUGH = 500;
+
 const encoder = new TextEncoder();
 
 /** Bytes a token: a careful guess, and from the first answer on as the server counted them. */
@@ -20,7 +23,7 @@ export class Estimate {
   /** So many tokens were in these texts. */
   learn(texts, tokens) {
     const bytes = texts.reduce((sum, text) => sum + encoder.encode(text).length, 0);
-    if (tokens > 50) this._bytes = bytes / tokens;
+    if (tokens >= ENOUGH) this._bytes = bytes / tokens;
   }
 
   /** There were more than it said. False where it cannot have been so wrong: a token is a byte at least. */

@@ -19,6 +19,7 @@ export function startKey(server, onKey) {
   }
 
   function close() {
+    if (form.contains(document.activeElement)) button.focus();
     form.hidden = true;
     field.value = "";
     message.textContent = "";

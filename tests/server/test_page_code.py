@@ -1,0 +1,239 @@
+"""The Code tab in a real browser: ghost text, files read first, and what an answer cost."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from narrows.economics.money import shown
+from narrows.economics.prices import Tokens
+from narrows.engine.model import Model
+from narrows.text.fim import fim_prompt
+from tests.server.browsing import BOOK, Visit, ghost, write
+from tests.server.scripted import ENDLESS, reply, wait_for
+from tests.text.conversations import EMBEDDED
+
+TODAY = datetime.now(UTC).date()
+ELSEWHERE = ("deepseek-v4-flash", "deepseek-v4-pro", "claude-opus-4.8")
+
+
+def test_the_first_visit_completes_the_sample_and_tab_accepts_it(visit: Visit, embedded: Model) -> None:
+    page = visit.open(visit.house.key())
+    expect(page.locator("#code-status")).to_have_text("Tab accepts.")
+    editor = page.locator("#editor")
+    text, at = editor.evaluate("area => [area.value, area.selectionEnd]")
+    wanted = embedded.generate(text[:at], suffix=text[at:], max_tokens=64).text.split("\n\n")[0]
+    assert wanted == "return self._values[key]"
+    expect(ghost(page)).to_have_text(wanted)
+    expect(page.locator("#code-live")).to_have_text(f"Suggestion: {wanted}. Tab accepts it, Escape dismisses it.")
+    editor.focus()
+    page.keyboard.press("Tab")
+    expect(editor).to_have_value(text[:at] + wanted + text[at:])
+    expect(ghost(page)).to_have_count(0)
+    page.keyboard.press("Control+z")
+    expect(editor).to_have_value(text)
+    visit.check()
+
+
+def test_what_it_says_of_costs_is_the_price_books(visit: Visit) -> None:
+    page = visit.open(visit.house.key("payer"))
+    sums = dict.fromkeys(("here", *ELSEWHERE), 0)
+    for number in (1, 2):
+        heading = page.locator("#code-figures h3")
+        expect(heading).to_have_text(f"Since you opened the page: {number} answer{'s' if number > 1 else ''}")
+        row = visit.house.ledger.requests(limit=1)[0]
+        tokens = Tokens(row.hit, row.miss, row.output)
+        costs = {"embedded": row.cost} | {name: BOOK.price(name, TODAY).cost(tokens) for name in ELSEWHERE}
+        sums = {name: sums[name] + cost for name, cost in zip(sums, costs.values(), strict=True)}
+        first = page.locator("#code-figures dl").first.locator("dd").all_inner_texts()
+        assert first[:3] == [f"{count:,}" for count in (row.hit + row.miss, row.hit, row.output)]
+        assert re.fullmatch(r"\d+\.\d\d s", first[3])
+        for table, told in zip(page.locator("#code-figures table").all(), (costs, sums), strict=True):
+            own = next(iter(told.values()))
+            lines = [line.locator("th, td").all_inner_texts() for line in table.locator("tbody tr").all()]
+            assert {name: cost.strip() for name, cost, _ in lines} == {name: shown(cost) for name, cost in told.items()}
+            for (_, _, ratio), cost in zip(lines, told.values(), strict=True):
+                assert float(ratio.strip("×").replace(",", "")) == pytest.approx(cost / own, rel=0.005)
+        page.get_by_role("button", name="Complete", exact=True).click()
+    visit.check()
+
+
+def test_typing_asks_after_a_pause_and_what_the_ghost_says_keeps_it(visit: Visit) -> None:
+    script = visit.house.script
+    page = visit.open(visit.house.key(), typing=True, model="scripted")
+    script.replies = [reply("alpha = beta(gamma)")]
+    page.locator("#editor").fill("")
+    page.locator("#editor").press_sequentially("x = 1\n", delay=20)
+    expect(ghost(page)).to_have_text("alpha = beta(gamma)")
+    assert len(script.jobs) == 1
+    assert script.jobs[0].prompt == [EMBEDDED.bos_id, *EMBEDDED.encode("x = 1\n")]
+    page.keyboard.type("alp")
+    expect(ghost(page)).to_have_text("ha = beta(gamma)")
+    page.keyboard.press("Control+ArrowRight")
+    expect(page.locator("#editor")).to_have_value("x = 1\nalpha")
+    for word in (" =", " beta", "("):
+        page.keyboard.press("Control+ArrowRight")
+        expect(page.locator("#editor")).to_have_value(re.compile(re.escape(word) + "$"))
+    expect(ghost(page)).to_have_text("gamma)")
+    page.keyboard.press("ArrowLeft")
+    expect(ghost(page)).to_have_count(0)
+    assert len(script.jobs) == 1
+    visit.check()
+
+
+def test_other_words_cancel_the_request_on_the_server_too(visit: Visit) -> None:
+    script = visit.house.script
+    page = visit.open(visit.house.key("hasty"), model="scripted")
+    script.replies, script.pause = [ENDLESS], 0.03
+    write(page, "x = ")
+    page.keyboard.press("Control+Space")
+    expect(ghost(page)).to_contain_text("endless")
+    script.ended.clear()
+    page.keyboard.type("9")
+    expect(ghost(page)).to_have_count(0)
+    wait_for(script.ended.is_set, 10)
+    wait_for(lambda: visit.house.ledger.requests(limit=1)[0].outcome == "cut", 10)
+    visit.check()
+
+
+def test_escape_dismisses_and_lets_tab_leave_the_editor(visit: Visit) -> None:
+    script = visit.house.script
+    page = visit.open(visit.house.key(), model="scripted")
+    script.replies = [reply("one()")]
+    write(page, "x = ")
+    page.keyboard.press("Control+Space")
+    expect(ghost(page)).to_have_text("one()")
+    page.keyboard.press("Escape")
+    expect(ghost(page)).to_have_count(0)
+    expect(page.locator("#code-live")).to_be_empty()
+    page.keyboard.press("a")
+    page.keyboard.press("Tab")
+    expect(page.locator("#editor")).to_have_value("x = a    ")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Tab")
+    expect(page.locator("#editor")).not_to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(page.locator("#editor")).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(page.locator("#editor")).not_to_be_focused()
+    visit.check()
+
+
+def test_a_completion_ends_where_the_gap_ends(visit: Visit) -> None:
+    script = visit.house.script
+    page = visit.open(visit.house.key(), model="scripted")
+    script.replies = [reply("a\nb\n\nc\n\n\nd")]
+    for after, wanted in ((")", "a"), ("\n\nx = 1\n", "a\nb"), ("\nx = 1\n", "a\nb\n\nc"), ("", "a\nb\n\nc")):
+        write(page, "f(", after)
+        page.keyboard.press("Control+Space")
+        expect(page.locator("#code-status")).to_have_text("Tab accepts.")
+        assert ghost(page).inner_text() == wanted
+    visit.check()
+
+
+def drop(page: Page, place: str, *paths: Path) -> None:
+    """Files and folders from outside, as a hand drops them."""
+    box = page.locator(place).bounding_box()
+    assert box is not None
+    devtools = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, "x": box["x"] + 9, "y": box["y"] + 9, "data": data})
+
+
+def test_dropped_files_are_read_before_the_prompt_in_one_order(visit: Visit, tmp_path: Path) -> None:
+    script = visit.house.script
+    project = tmp_path / "project"
+    for name, content in {
+        "b.py": b"b = 2\n",
+        "a/z.py": b"z = 26\n",
+        ".git/config": b"hidden = True\n",
+        "__pycache__/made.py": b"made = True\n",
+        "image.bin": b"\xff\xfe\x00",
+    }.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes(content)
+    later = tmp_path / "later.py"
+    later.write_text("later = 1\n")
+    page = visit.open(visit.house.key(), model="scripted")
+    script.replies = [reply("one()")]
+    drop(page, "#context", project)
+    expect(page.locator("#context-list .path")).to_have_text(["project/a/z.py", "project/b.py"])
+    expect(page.locator("#context-message")).to_contain_text("1 passed over")
+    drop(page, "#editor", later)
+    page.set_input_files("#context-files-input", [tmp_path / "later.py"])  # again: it is there once
+    paths = page.locator("#context-list .path")
+    expect(paths).to_have_text(["project/a/z.py", "project/b.py", "later.py"])
+    write(page, "x = ", "\ny = 1\n")
+    page.keyboard.press("Control+Space")
+    expect(ghost(page)).to_have_text("one()")
+    files = ("z = 26\n", "b = 2\n", "later = 1\n")
+    read = [token for text in files for token in (*EMBEDDED.encode(text), EMBEDDED.eos_id)]
+    assert script.jobs[-1].prompt == fim_prompt(EMBEDDED, "x = ", "\ny = 1\n", read)
+    page.get_by_role("button", name="Remove project/b.py").click()
+    expect(paths).to_have_text(["project/a/z.py", "later.py"])
+    page.get_by_role("button", name="Edit later.py").click()
+    expect(page.locator("#editor")).to_have_value("later = 1\n")
+    expect(paths).to_have_text(["project/a/z.py"])
+    visit.check()
+
+
+def test_what_does_not_fit_is_left_out_and_said(visit: Visit, tmp_path: Path) -> None:
+    script = visit.house.script
+    for name, lines in {"far.py": 3000, "middle.py": 900, "near.py": 10}.items():
+        (tmp_path / name).write_text("".join(f"{name[0]}{number} = {number}\n" for number in range(lines)))
+    page = visit.open(visit.house.key(), model="scripted")
+    script.replies = [reply("one()")]
+    page.set_input_files("#context-files-input", [tmp_path / name for name in ("far.py", "middle.py", "near.py")])
+    expect(page.locator("#context-message")).to_have_text(
+        "2 of 3 files do not fit whole into 4,096 tokens; the list is read from its end."
+    )
+    expect(page.locator("#context-list .read").first).to_have_text("left out")
+    write(page, "x = ")
+    page.keyboard.press("Control+Space")
+    expect(ghost(page)).to_have_text("one()")
+    prompt = EMBEDDED.decode(script.jobs[-1].prompt)
+    assert len(script.jobs[-1].prompt) <= 4096 - 64
+    assert "m899 = 899" in prompt and "n9 = 9" in prompt
+    assert "f0 = 0" not in prompt and "m0 = 0" not in prompt
+    begins = prompt[: prompt.index("\n")]
+    page.keyboard.press("Escape")
+    page.keyboard.type("one + ")
+    page.keyboard.press("Control+Space")
+    expect(ghost(page)).to_have_text("one()")
+    assert EMBEDDED.decode(script.jobs[-1].prompt).startswith(begins)  # so that it is known already
+    # Signs of which every one is a token: the server counts more than was guessed, and less is sent.
+    write(page, "§" * 3900)
+    page.keyboard.press("Control+Space")
+    expect(ghost(page)).to_have_text("one()")
+    visit.check(400)
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentences"),
+    [
+        ({"budget": 10}, ("This is more than the key's budget.", "wait until", "Completing as you type is off now.")),
+        ({"requests_per_minute": 1}, ("Too much at once for this key; it may go on in ", " s.", "in a minute")),
+    ],
+)
+def test_a_key_at_its_limits_is_told_in_friendly_words(
+    visit: Visit, limits: dict[str, int], sentences: tuple[str, ...]
+) -> None:
+    page = visit.open(visit.house.key(**limits), typing=True)
+    if "requests_per_minute" in limits:
+        expect(ghost(page)).not_to_be_empty()
+        page.get_by_role("button", name="Complete", exact=True).click()
+    notice = page.locator("#code-notice")
+    for sentence in sentences:
+        expect(notice).to_contain_text(sentence)
+    asked = len(visit.asked)
+    write(page, "x")
+    page.keyboard.type(" = ")
+    time.sleep(0.5)
+    assert len(visit.asked) == asked
+    visit.check(402, 429)
