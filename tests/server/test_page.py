@@ -36,6 +36,8 @@ def test_without_a_key_it_asks_for_one_and_says_what_is_wrong_with_it(visit: Vis
     page = visit.open()
     message = page.locator("#key-message")
     expect(message).to_have_text("This server answers to keys only. Enter yours to begin.")
+    page.get_by_role("button", name="Complete", exact=True).click()
+    expect(page.get_by_label("Key", exact=True)).to_be_focused()
     page.get_by_label("Key", exact=True).fill("nrw_wrong")
     page.keyboard.press("Enter")
     expect(message).to_contain_text("not known here")

@@ -8,12 +8,12 @@ export class Problem extends Error {
   }
 }
 
-/** The server as one key sees it. `onUnknownKey(problem)` is called whenever it is not let in. */
+/** The server as one key sees it. `onUnknownKey(problem)` is called whenever that is not let in. */
 export class Server {
   key = null;
 
   constructor(onUnknownKey) {
-    this._onUnknownKey = onUnknownKey;
+    this.onUnknownKey = onUnknownKey;
   }
 
   /** The JSON at an address. */
@@ -54,7 +54,7 @@ export class Server {
     }
     if (answer.ok) return answer;
     const problem = await refusal(answer);
-    if (problem.status === 401) this._onUnknownKey(problem);
+    if (problem.status === 401) this.onUnknownKey(problem);
     throw problem;
   }
 }

@@ -34,6 +34,7 @@ export function startCode(server, figures) {
       if (typing.checked && performance.now() > quietUntil) timer = setTimeout(complete, PAUSE);
     },
     onLeave: cancel,
+    onGhost: (is) => (byId("code-accept").hidden = !is),
   });
   const context = new Context(estimate, {
     onChange() {
@@ -144,8 +145,13 @@ export function startCode(server, figures) {
     }
   });
   byId("code-complete").addEventListener("click", () => {
+    if (!server.key) return server.onUnknownKey(null);
     editor.focus();
     complete();
+  });
+  byId("code-accept").addEventListener("click", () => {
+    editor.focus();
+    editor.accept();
   });
   byId("code-sample").addEventListener("click", () => {
     edit(SAMPLE.text, SAMPLE.at);

@@ -22,7 +22,7 @@ export class Context {
       this._set([], "");
       byId("context-files").focus();
     });
-    this._takeDrops(byId("code"));
+    this._takeDrops(document.body);
   }
 
   /** Say of every file how much of it is read (what `fitted` told), in a context of so many tokens. */
@@ -59,7 +59,7 @@ export class Context {
       place.classList.remove("dropping");
       if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
-      this._add(await droppedFiles(event.dataTransfer));
+      if (!byId("code").hidden) this._add(await droppedFiles(event.dataTransfer));
     });
   }
 

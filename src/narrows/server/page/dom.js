@@ -52,5 +52,6 @@ export function table(caption, columns, rows, foot = null) {
 export function fillSelect(select, options) {
   const before = select.value;
   select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
-  if (options.some(([value]) => value === before)) select.value = before;
+  select.disabled = !options.length;
+  if (options.some(([value]) => String(value) === before)) select.value = before;
 }

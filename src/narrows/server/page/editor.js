@@ -17,10 +17,10 @@ export class Editor {
 
   /**
    * `onType(kept)`: the text has changed; `kept` says whether the ghost, and more of it, still holds.
-   * `onLeave()`: the cursor went elsewhere, or the reader does not want the ghost.
+   * `onLeave()`: the cursor went elsewhere, or the reader does not want the ghost. `onGhost(is)`: whether there is one.
    */
-  constructor(area, mirror, { onType, onLeave }) {
-    Object.assign(this, { _area: area, _mirror: mirror, _onType: onType, _onLeave: onLeave });
+  constructor(area, mirror, { onType, onLeave, onGhost }) {
+    Object.assign(this, { _area: area, _mirror: mirror, _onType: onType, _onLeave: onLeave, _onGhost: onGhost });
     area.addEventListener("keydown", (event) => this._press(event));
     area.addEventListener("input", (event) => this._typed(event));
     area.addEventListener("compositionend", () => {
@@ -64,6 +64,11 @@ export class Editor {
   suggest(ghost) {
     this.ghost = ghost;
     this._draw();
+  }
+
+  /** Write the ghost. */
+  accept() {
+    this._write(this.ghost);
   }
 
   focus() {
@@ -127,6 +132,7 @@ export class Editor {
     const lines = ghost.split("\n").length - 1;
     this._area.style.paddingBottom = lines ? `${(lines + 1) * this._lineHeight}px` : "";
     this._follow();
+    this._onGhost(ghost !== "");
   }
 
   get _lineHeight() {

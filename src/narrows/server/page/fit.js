@@ -20,10 +20,13 @@ export class Estimate {
     return Math.ceil(encoder.encode(text).length / this._bytes);
   }
 
-  /** So many tokens were in these texts. */
+  /**
+   * So many tokens were in these texts. What is near enough stays: another estimate cuts files elsewhere, and then what
+   * the server knows of them is of no use.
+   */
   learn(texts, tokens) {
-    const bytes = texts.reduce((sum, text) => sum + encoder.encode(text).length, 0);
-    if (tokens >= ENOUGH) this._bytes = bytes / tokens;
+    const bytes = texts.reduce((sum, text) => sum + encoder.encode(text).length, 0) / tokens;
+    if (tokens >= ENOUGH && !(this._bytes / CAUTION < bytes && bytes < this._bytes * CAUTION)) this._bytes = bytes;
   }
 
   /** There were more than it said. False where it cannot have been so wrong: a token is a byte at least. */

@@ -5,7 +5,10 @@ import { remember, remembered } from "./storage.js";
 
 const MISSING = "This server answers to keys only. Enter yours to begin.";
 
-/** Let a server have the key; `onKey()` is called whenever there is another one. Returns `complain(problem)`. */
+/**
+ * Let a server have the key; `onKey()` is called whenever there is another one. Returns `complain(problem)`, which asks
+ * for one that is let in.
+ */
 export function startKey(server, onKey) {
   const form = byId("key-form");
   const field = byId("key");
@@ -64,5 +67,8 @@ export function startKey(server, onKey) {
   // After all views are there, so that they hear of it.
   queueMicrotask(() => use(fromAddress() || remembered("key")));
 
-  return (problem) => open(server.key ? problem.message : MISSING);
+  return (problem) => {
+    open(server.key ? problem.message : MISSING);
+    if (!server.key) field.focus();
+  };
 }
