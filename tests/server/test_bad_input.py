@@ -14,6 +14,7 @@ from tests.server.scripted import KEY, Live, Scripted, reply
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT = {"model": "scripted", "messages": HELLO}
+OTHERS = {"prompt": "x", "input": "x"}
 DEEP: Any = "x"
 for _ in range(300):
     DEEP = {"properties": {"a": DEEP}, "type": "object"} if isinstance(DEEP, dict) else {"type": "string"}
@@ -183,6 +184,10 @@ PATHS = {
         *("messages", "system", "stream", "max_tokens", "temperature", "top_k", "stop_sequences", "tools"),
         *("tool_choice", "thinking", "output_config", "service_tier"),
     ],
+    "/v1/responses": [
+        *("input", "instructions", "stream", "max_output_tokens", "temperature", "include", "tools", "tool_choice"),
+        *("text", "reasoning", "service_tier", "metadata", "background", "conversation"),
+    ],
     "/v1/completions": [
         *("prompt", "suffix", "stream", "max_tokens", "temperature", "stop", "n", "logprobs", "best_of", "echo"),
     ],
@@ -194,7 +199,7 @@ def test_fields_of_every_kind_are_taken_or_refused(scripted_server: Any, data: s
     script, server = scripted_server
     script.replies = [reply("</think>{}")]
     fields = data.draw(st.dictionaries(st.sampled_from(PATHS[path]), json_values, min_size=1, max_size=3))
-    status, answer = post_any(server, path, json.dumps({**CHAT, "prompt": "x", "max_tokens": 5, **fields}).encode())
+    status, answer = post_any(server, path, json.dumps({**CHAT, **OTHERS, "max_tokens": 5, **fields}).encode())
     assert status in (200, 400), answer
 
 

@@ -38,6 +38,10 @@ TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "weather", "description": "Forecast", "parameters": WEATHER}},
     {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}},
 ]
+ONLY_TIME = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "time"}}]},
+}
 STRICT: list[Any] = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}, TOOLS[1]]
 CALL = calls(call("weather", ("city", "true", "Bergen"), ("days", "false", "2")))
 TWO_CALLS = calls(call("weather", ("city", "true", "Bergen"), ("days", "false", "2")), call("time"))
@@ -315,6 +319,7 @@ def test_json_modes_bind_the_reply(script: Scripted, client: openai.OpenAI) -> N
             [calls(call("time"))],
             ["free", CALL],
         ),
+        ({"tools": TOOLS, "tool_choice": ONLY_TIME}, [calls(call("time")), "free"], [CALL]),
         ({"tools": STRICT}, [CALL, "free"], [calls(call("weather", ("city", "true", "Bergen")))]),
         ({"tools": TOOLS}, [calls(call("weather", ("city", "true", "Bergen")))], []),
         ({"tools": TOOLS, "response_format": {"type": "json_object"}}, [CALL, "{}"], ["free", "{}" + CALL]),

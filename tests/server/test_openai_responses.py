@@ -138,6 +138,33 @@ def test_a_conversation_goes_on_with_what_came_back(script: Scripted, client: op
     assert script.jobs[1].prompt == prompt(*wanted, tools=read_tools(TOOLS)[0])
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_thoughts_go_back_as_they_came(script: Scripted, client: openai.OpenAI, sealed: bool) -> None:
+    script.replies = [reply("I ask 😀.</think>", "Yes.")]
+    include: Any = ["reasoning.encrypted_content"] if sealed else []
+    output = [item.model_dump(exclude_none=True) for item in ask(client, include=include).output]
+    assert ("encrypted_content" in output[0]) == sealed
+    if sealed:
+        (done, _) = [event.item for event in told(client, include=include) if event.type == "response.output_item.done"]
+        assert done.encrypted_content == output[0]["encrypted_content"]
+        del output[0]["content"]  # as clients do that keep the seal alone
+    user: Any = {"role": "user", "content": "Hello"}
+    ask(client, input=[user, *output, user])
+    messages = (UserMessage("Hello"), AssistantMessage("Yes.", "I ask 😀."), UserMessage("Hello"))
+    assert script.jobs[-1].prompt == prompt(*messages)
+
+
+@pytest.mark.parametrize("said", ["sky, I", "sky</think>The sky is"])
+def test_an_incomplete_response_is_continued(script: Scripted, client: openai.OpenAI, said: str) -> None:
+    limit = len(EMBEDDED.encode(said.replace("</think>", ""))) + ("</think>" in said)
+    script.replies = [f"{said} blue."]
+    output = [item.model_dump(exclude_none=True) for item in ask(client, max_output_tokens=limit).output]
+    script.replies = [reply(" blue." if "</think>" in said else " think.</think>ok")]
+    ask(client, input=[{"role": "user", "content": "Hello"}, *output])
+    reasoning, _, content = said.partition("</think>")
+    assert script.jobs[1].prompt == prompt(UserMessage("Hello"), AssistantMessage(content, reasoning, unfinished=True))
+
+
 @pytest.mark.parametrize(
     ("effort", "wanted"), [("minimal", "none"), ("none", "none"), ("low", "high"), ("high", "high"), ("xhigh", "max")]
 )
@@ -153,9 +180,17 @@ def test_tools_that_must_be_called(script: Scripted, client: openai.OpenAI) -> N
     for choice in ("required", {"type": "function", "name": "weather"}):
         ask(client, tools=TOOLS, tool_choice=choice)
         assert script.jobs[-1].grammar is not None
-    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "weather"}]}
-    (function,) = [one for one in ask(client, tools=TOOLS, tool_choice=allowed).output if one.type == "function_call"]
-    assert function.name == "weather"
+    for allowed, mode in (("weather", "auto"), ("weather", "required"), ("time", "auto")):
+        choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": allowed}]}
+        if allowed == "time":
+            with pytest.raises(openai.InternalServerError):  # the script calls what it must not
+                ask(client, tools=TOOLS, tool_choice=choice)
+        else:
+            (made,) = [
+                one for one in ask(client, tools=TOOLS, tool_choice=choice).output if one.type == "function_call"
+            ]
+            assert made.name == "weather"
+    assert len({tuple(job.prompt) for job in script.jobs}) == 1  # which keeps known prefixes known
     script.replies = [reply("</think>", CALL)]
     ask(client, tools=TOOLS, parallel_tool_calls=False)
     assert script.jobs[-1].grammar is not None
@@ -203,7 +238,9 @@ def test_what_fails_says_so(script: Scripted, client: openai.OpenAI, server: Liv
     script.replies, script.fault = [reply("</think>ok")], RuntimeError("secret text")
     with pytest.raises(openai.InternalServerError, match="the server failed; its log says more"):
         ask(client)
-    last = told(client)[-1]
+    *_, error, last = told(client)
+    assert (error.type, error.code, error.message) == ("error", "server_error", last.response.error.message)
+    assert last.sequence_number == error.sequence_number + 1
     assert (last.type, last.response.status, last.response.error.code) == ("response.failed", "failed", "server_error")
     assert "secret" not in last.response.error.message
     assert [row.outcome for row in server.ledger.rows] == ["error", "error"]
@@ -237,7 +274,14 @@ def test_who_leaves_is_charged_for_what_was_sent(script: Scripted, client: opena
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "only text can be read"),
         ({"input": [{"role": "user", "content": 3}]}, r"input\[0\].content is of type int; send a list"),
         ({"input": [{"type": "function_call", "call_id": "a", "name": "b", "arguments": "{"}]}, "not valid JSON"),
-        ({"input": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "add a user message"),
+        ({"input": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "set its status to"),
+        ({"input": [{"type": "function_call", "call_id": "a", "name": "b", "arguments": "{}"}]}, "add the function_ca"),
+        ({"input": [{"type": "reasoning", "encrypted_content": "narrows:/w=="}]}, "encrypted_content is damaged; send"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice allows no tools"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "no", "tools": [{"type": "function", "name": "f"}]}},
+            "the mode of tool_choice is 'no'; use auto or required",
+        ),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice names no function"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema is missing"),

@@ -150,7 +150,7 @@ def _asked(body: CountBody, **more: Any) -> Asked:
             "effort": _effort(body.thinking, output),
             "tools": tools,
             "calls": _CALLS[choice.type],
-            "only": choice.name if choice.type == "tool" else None,
+            "only": frozenset({choice.name} if choice.type == "tool" else ()),
             "strict": frozenset(one["name"] for one in body.tools or [] if one.get("strict") is True),
             "parallel": choice.disable_parallel_tool_use is not True,
             "content_schema": None if output.format is None else output.format.schema_,

@@ -30,9 +30,9 @@ _NEVER = -100.0
 class Asked:
     """What a chat request says. `parameters` without `stop`, and with the number of tokens that was asked for, or None.
 
-    `calls`: whether tools may or must be called; `only`: the one that must be; `strict`: those whose schema binds;
-    `parallel`: several calls at once. `content_schema`: what a reply that calls nothing must satisfy. `budget`: tokens
-    of reasoning.
+    `calls`: whether tools may or must be called; `only`: these alone, where any are named; `strict`: those whose schema
+    binds; `parallel`: several calls at once. `content_schema`: what a reply that calls nothing must satisfy. `budget`:
+    tokens of reasoning.
     """
 
     messages: tuple[Message, ...]
@@ -42,7 +42,7 @@ class Asked:
     stop: tuple[str, ...] = ()
     tools: tuple[Tool, ...] = ()
     calls: Calls = "auto"
-    only: str | None = None
+    only: frozenset[str] = frozenset()
     strict: frozenset[str] = frozenset()
     parallel: bool = True
     content_schema: Mapping[str, Any] | None = None
@@ -137,16 +137,16 @@ def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
 def _grammar(backend: Backend, asked: Asked) -> Grammar | None:
     """What binds the reply; None where it is free."""
     schema, tools = asked.content_schema, asked.tools
-    if asked.only is not None:
-        tools = tuple(tool for tool in tools if tool.name == asked.only)
-        if not tools:
-            raise UsageError(f"tool_choice names {asked.only!r}, which is none of the tools; name one of them.")
-    required = asked.calls == "required" or asked.only is not None
+    if asked.only:
+        if unknown := asked.only - {tool.name for tool in tools}:
+            raise UsageError(f"tool_choice names {min(unknown)!r}, which is none of the tools; name one of them.")
+        tools = tuple(tool for tool in tools if tool.name in asked.only)
+    required = asked.calls == "required"
     if required and not tools:
         raise UsageError("tool_choice asks for a call and there are no tools; send some, or leave it out.")
     if not tools or asked.calls == "none":
         return None if schema is None else Grammar.json_schema(backend.vocabulary, schema)
-    if not required and schema is None and asked.parallel and not asked.strict:
+    if not required and schema is None and asked.parallel and not (asked.strict or asked.only):
         return None
     bound = [tool if tool.name in asked.strict else replace(tool, parameters={"type": "object"}) for tool in tools]
     return Grammar.tool_calls(backend.vocabulary, bound, required=required, parallel=asked.parallel, content=schema)

@@ -16,8 +16,9 @@ from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend
 from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens, refuse, unsigned
-from narrows.server.chat import Asked, Chat, chat_of, stop_strings
+from narrows.server.chat import Asked, Calls, Chat, chat_of, stop_strings
 from narrows.server.errors import ApiError, error_body
+from narrows.server.openai_bounds import Form, schema_of, tools_chosen
 from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, scores_of, tier_of, usage_of
 from narrows.server.service import Plan, Service
 from narrows.server.sse import event
@@ -59,7 +60,7 @@ class JsonSchema(Body):
 class ResponseFormat(Body):
     """What a reply must be."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Form
     json_schema: JsonSchema | None = None
 
 
@@ -93,7 +94,7 @@ class ChatBody(Body):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    tool_choice: Calls | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: AskedEffort | None = None
@@ -123,7 +124,7 @@ def asked_by(body: ChatBody) -> Asked:
     refuse(vars(body), _INSTEAD)
     tools = read_tools(body.tools or [])
     strict = [one["function"]["name"] for one in body.tools or [] if one["function"].get("strict") is True]
-    calls, only = _tool_choice(body.tool_choice)
+    calls, only = tools_chosen(body.tool_choice, nested=True)
     return Asked(
         messages=read_messages(body.messages),
         parameters=SamplingParameters(
@@ -183,24 +184,10 @@ def _effort(body: ChatBody) -> Effort:
 
 
 def _schema(wanted: ResponseFormat | None) -> Mapping[str, Any] | None:
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
         return None
-    if wanted.type == "json_object":
-        return {"type": "object"}
-    if wanted.json_schema is None:
-        raise UsageError("response_format.json_schema is missing; give the schema, or ask for json_object.")
-    return wanted.json_schema.schema_
-
-
-def _tool_choice(choice: str | dict[str, Any] | None) -> tuple[Any, str | None]:
-    """Whether calls may or must come, and the one tool that must be called."""
-    if choice is None or isinstance(choice, str):
-        return choice or "auto", None
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    if choice.get("type") != "function" or not isinstance(name, str):
-        raise UsageError('tool_choice names no function; send {"type": "function", "function": {"name": NAME}}.')
-    return "required", name
+    schema = None if wanted.json_schema is None else wanted.json_schema.schema_
+    return schema_of(wanted.type, schema, "response_format.json_schema")
 
 
 class ChatAnswer(Answer):

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from narrows.engine.request import SamplingParameters
-from narrows.errors import UsageError
 from narrows.server.backend import Backend
 from narrows.server.body import Body, Share, Short, Temperature, Tokens, refuse
 from narrows.server.chat import Asked, Calls, chat_of
+from narrows.server.openai_bounds import Form, schema_of, tools_chosen
 from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, tier_of
 from narrows.server.responses_answer import ResponseAnswer
 from narrows.server.responses_read import read_input, read_tools
 from narrows.server.service import Plan, Service
-from narrows.text.messages import Tool
 
 router = APIRouter()
 
 _SCORES = "message.output_text.logprobs"
+_SEALED = "reasoning.encrypted_content"
 _INSTEAD = {
     "previous_response_id": "nothing is kept here: send the whole conversation as input",
     "conversation": "nothing is kept here: send the whole conversation as input",
@@ -41,7 +41,7 @@ class Reasoning(Body):
 class TextFormat(Body):
     """What the text of a response must be."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Form
     name: Short | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
@@ -66,7 +66,7 @@ class ResponseBody(Body):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: list[Short] | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    tool_choice: Calls | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Tokens | None = None
     text: TextOptions | None = None
@@ -90,7 +90,7 @@ async def responses(request: Request, body: ResponseBody) -> Response:
 
     def plan(backend: Backend) -> Plan:
         chat = chat_of(backend, asked_by(body), service.settings)
-        answer = ResponseAnswer(backend, chat, _repeated(body))
+        answer = ResponseAnswer(backend, chat, _repeated(body), sealing=_SEALED in (body.include or ()))
         return Plan([chat.job], answer, body.stream is True, chat.asked.tier)
 
     return await service.answer(request, body.model, plan)
@@ -100,7 +100,7 @@ def asked_by(body: ResponseBody) -> Asked:
     """A request in the words that all chat protocols share. UsageError for what contradicts itself."""
     refuse({**vars(body), "background": body.background or None}, _INSTEAD)
     tools, strict = read_tools(body.tools or [])
-    tools, calls, only = _choose(tools, body.tool_choice)
+    calls, only = tools_chosen(body.tool_choice, nested=False)
     effort = body.reasoning.effort if body.reasoning is not None else None
     scored = body.top_logprobs is not None or _SCORES in (body.include or ())
     return Asked(
@@ -115,41 +115,16 @@ def asked_by(body: ResponseBody) -> Asked:
         tools=tools,
         calls=calls,
         only=only,
-        strict=strict & {tool.name for tool in tools},
+        strict=strict,
         parallel=body.parallel_tool_calls is not False and body.max_tool_calls != 1,
         content_schema=_schema(body.text),
         tier=tier_of(body.service_tier),
     )
 
 
-def _choose(
-    tools: Sequence[Tool], choice: str | Mapping[str, Any] | None
-) -> tuple[tuple[Tool, ...], Calls, str | None]:
-    """The tools that may be called, whether some must be, and the one that must."""
-    match choice:
-        case None:
-            return tuple(tools), "auto", None
-        case "auto" | "none" | "required":
-            return tuple(tools), choice, None
-        case {"type": "function", "name": str(name)}:
-            return tuple(tools), "required", name
-        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": list(allowed)}:
-            names = {one.get("name") for one in allowed if isinstance(one, dict)}
-            if not names <= {tool.name for tool in tools}:
-                raise UsageError("tool_choice.tools names what is none of the tools; name some of them.")
-            return tuple(tool for tool in tools if tool.name in names), mode, None
-    raise UsageError('tool_choice names no function; send {"type": "function", "name": NAME}.')
-
-
 def _schema(options: TextOptions | None) -> Mapping[str, Any] | None:
     wanted = options.format if options is not None else None
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return {"type": "object"}
-    if wanted.schema_ is None:
-        raise UsageError("text.format.schema is missing; give the schema, or ask for json_object.")
-    return wanted.schema_
+    return None if wanted is None else schema_of(wanted.type, wanted.schema_, "text.format.schema")
 
 
 def _repeated(body: ResponseBody) -> dict[str, Any]:

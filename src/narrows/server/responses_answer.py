@@ -13,6 +13,7 @@ from narrows.server.backend import Backend
 from narrows.server.chat import Chat
 from narrows.server.errors import ApiError
 from narrows.server.openai_wire import scores_of
+from narrows.server.responses_read import sealed
 from narrows.server.sse import event
 from narrows.text.reply_events import ArgumentsDelta, ContentDelta, Event, ReasoningDelta, ToolCallEnd, ToolCallStart
 
@@ -20,10 +21,11 @@ from narrows.text.reply_events import ArgumentsDelta, ContentDelta, Event, Reaso
 class ResponseAnswer(Answer):
     """A response. `asked` are the fields of it that repeat the request."""
 
-    def __init__(self, backend: Backend, chat: Chat, asked: Mapping[str, Any]) -> None:
+    def __init__(self, backend: Backend, chat: Chat, asked: Mapping[str, Any], *, sealing: bool) -> None:
+        """`sealing`: reasoning comes in its sealed form too."""
         (self._reader,) = chat.readers(backend)
         super().__init__([len(chat.job.prompt)], [self._reader], each=1)
-        self._tokenizer = backend.info.tokenizer
+        self._tokenizer, self._sealing = backend.info.tokenizer, sealing
         self._scores = chat.asked.parameters.logprobs is not None
         self._head: dict[str, Any] = {
             "id": f"resp_{secrets.token_hex(12)}",
@@ -58,10 +60,10 @@ class ResponseAnswer(Answer):
         for one in events:
             match one:
                 case ReasoningDelta():
-                    yield from self._within(_Reasoning)
+                    yield from self._within("reasoning")
                     yield self._delta(one.text)
                 case ContentDelta():
-                    yield from self._within(_Text)
+                    yield from self._within("message")
                     yield self._delta(one.text, logprobs=scores)
                     self._items[-1].scores += scores
                     scores = []
@@ -73,12 +75,12 @@ class ResponseAnswer(Answer):
                 case ToolCallEnd():
                     yield from self._close("completed" if one.complete else "incomplete")
 
-    def _within(self, kind: type[_Reasoning | _Text]) -> Iterable[str]:
+    def _within(self, kind: str) -> Iterable[str]:
         """See to it that an item of this kind is open."""
-        if self._open and isinstance(self._items[-1], kind):
+        if self._open and self._items[-1].kind == kind:
             return
         yield from self._close()
-        yield from self._begin(kind())
+        yield from self._begin(_Reasoning(self._sealing) if kind == "reasoning" else _Text())
 
     def _begin(self, item: _Item) -> Iterable[str]:
         self._items.append(item)
@@ -144,12 +146,14 @@ class ResponseAnswer(Answer):
         self._status = "failed"
         code = "rate_limit_exceeded" if error.status_code == 429 else "server_error"
         self._error = {"code": code if error.status_code >= 429 else "invalid_prompt", "message": error.message}
-        return self._event("response.failed", response=self.whole())
+        told = self._event("error", **self._error, param=error.param)
+        return told + self._event("response.failed", response=self.whole())
 
 
 class _Item:
-    """An item of the output as it grows. `words`: what the events of its text are called."""
+    """An item of the output as it grows. `kind`: its type; `words`: what the events of its text are called."""
 
+    kind: str
     words: str
     part: Any = None  # makes the part of its content that a text is, where it has such a part
 
@@ -179,24 +183,28 @@ class _Item:
 
 
 class _Reasoning(_Item):
-    """Thoughts."""
+    """Thoughts; `sealed`, where their client wants them in that form too."""
 
+    kind = "reasoning"
     words = "response.reasoning_text"
 
-    def __init__(self) -> None:
+    def __init__(self, sealing: bool) -> None:
         super().__init__("rs")
+        self._sealing = sealing
 
     def part(self, text: str) -> dict[str, Any]:
         return {"type": "reasoning_text", "text": text}
 
     def whole(self) -> dict[str, Any]:
         content = [] if self.status == "in_progress" else [self.content()]
-        return {"type": "reasoning", "id": self.id, "summary": [], "content": content, "status": self.status}
+        told = {"type": "reasoning", "id": self.id, "summary": [], "content": content, "status": self.status}
+        return told | {"encrypted_content": sealed(self.text)} if self._sealing and content else told
 
 
 class _Text(_Item):
     """A message."""
 
+    kind = "message"
     words = "response.output_text"
 
     def __init__(self) -> None:
@@ -216,6 +224,7 @@ class _Text(_Item):
 class _Call(_Item):
     """A call of a function."""
 
+    kind = "function_call"
     words = "response.function_call_arguments"
 
     def __init__(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,19 @@ from narrows.errors import UsageError
 from narrows.text.messages import AssistantMessage, Message, SystemMessage, Tool, ToolCall, ToolMessage, UserMessage
 from narrows.text.plain_data import as_list, as_object, as_string
 
+# How reasoning that was sealed here begins.
+_SEAL = "narrows:"
+
 # Parts of a content that are text.
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 
 
 def read_input(instructions: str | None, given: str | Sequence[Any]) -> tuple[Message, ...]:
-    """A request's `instructions` and `input`. UsageError, which names the place, for what is of another kind."""
+    """A request's `instructions` and `input`. An item of the assistant's that is the last and `incomplete` is to be
+    continued there.
+
+    UsageError, which names the place, for what is of another kind.
+    """
     told: list[Message] = [SystemMessage(instructions)] if instructions else []
     if isinstance(given, str):
         return (*told, UserMessage(given))
@@ -43,7 +51,7 @@ def read_input(instructions: str | None, given: str | Sequence[Any]) -> tuple[Me
                 raise UsageError(
                     f"{place}.type is {kind!r}; send message, reasoning, function_call or function_call_output."
                 )
-    turn.end(told)
+    turn.end(told, last=True)
     return tuple(told)
 
 
@@ -70,29 +78,63 @@ class _Turn:
     reasoning: list[str] = field(default_factory=list)
     content: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
+    ended: tuple[str, Any] = ("", None)  # where its last item stands, and that item's status
 
     def takes(self, item: Mapping[str, Any], place: str) -> bool:
         """Take the item in, if it is a part of such a turn."""
         match item.get("type", "message"):
             case "reasoning":
-                parts = item.get("content") or item.get("summary") or []
-                for number, part in enumerate(as_list(parts, f"{place}.content")):
-                    fields = as_object(part, f"{place}.content[{number}]")
-                    self.reasoning.append(as_string(fields.get("text"), f"{place}.content[{number}].text"))
+                self.reasoning += _thoughts(item, place)
             case "function_call":
                 self.calls.append(_call(item, place))
             case "message" if item.get("role") == "assistant":
                 self.content.append(_text(item.get("content"), f"{place}.content"))
             case _:
                 return False
+        self.ended = (place, item.get("status"))
         return True
 
-    def end(self, told: list[Message]) -> None:
-        """Put the message that it was, if there was one."""
+    def end(self, told: list[Message], *, last: bool = False) -> None:
+        """Put the message that it was, if there was one. The `last` of all must be one to go on with."""
         if self.reasoning or self.content or self.calls:
+            if last:
+                self._check_last()
             content, reasoning = "\n\n".join(self.content), "\n\n".join(self.reasoning)
-            told.append(AssistantMessage(content, reasoning, tuple(self.calls)))
+            told.append(AssistantMessage(content, reasoning, tuple(self.calls), unfinished=last))
         self.reasoning, self.content, self.calls = [], [], []
+
+    def _check_last(self) -> None:
+        place, status = self.ended
+        if self.calls:
+            raise UsageError(f"{place}, the last, ends a turn that makes calls; add the function_call_output of each.")
+        if status != "incomplete":
+            raise UsageError(
+                f"{place}, the last, is the assistant's and finished; add a user message, or set its status to "
+                '"incomplete" to have it continued.'
+            )
+
+
+def sealed(reasoning: str) -> str:
+    """Reasoning as `encrypted_content`, the one form in which some clients hand it back. It hides nothing: the same
+    client has read it already."""
+    return _SEAL + b64encode(reasoning.encode()).decode()
+
+
+def _thoughts(item: Mapping[str, Any], place: str) -> list[str]:
+    """What was thought; of thoughts that another server sealed, their summary."""
+    seal = item.get("encrypted_content")
+    if not item.get("content") and isinstance(seal, str) and seal.startswith(_SEAL):
+        try:
+            return [b64decode(seal.removeprefix(_SEAL), validate=True).decode()]
+        except ValueError:
+            raise UsageError(
+                f"{place}.encrypted_content is damaged; send it as it came, or leave the item out."
+            ) from None
+    texts = []
+    for number, part in enumerate(as_list(item.get("content") or item.get("summary") or [], f"{place}.content")):
+        where = f"{place}.content[{number}]"
+        texts.append(as_string(as_object(part, where).get("text"), f"{where}.text"))
+    return texts
 
 
 def _text(content: Any, place: str) -> str:
