@@ -82,9 +82,13 @@ def _check(config: AnyConfig, context: int) -> None:
 
 def _products(config: AnyConfig, past: int, tokens: int, logits: int = 1) -> Iterator[Product]:
     seen = _Seen(past, tokens)
-    layers = _v4(config, seen) if isinstance(config, ModelConfig) else _v32(config, seen)
-    yield from layers
-    yield _Layers(1, logits).each("head", "logits", config.hidden_size * config.vocab_size, "bf16", "d·vocabulary")
+    head = _Layers(1, logits)
+    if isinstance(config, ModelConfig):
+        yield from _v4(config, seen)
+        yield head.each("hyper-connections", "head", config.hc_mult**2 * config.hidden_size, "bf16", "h·h·d")
+    else:
+        yield from _v32(config, seen)
+    yield head.each("head", "logits", config.hidden_size * config.vocab_size, "bf16", "d·vocabulary")
 
 
 @dataclass(frozen=True)
