@@ -188,6 +188,10 @@ PATHS = {
         *("input", "instructions", "stream", "max_output_tokens", "temperature", "include", "tools", "tool_choice"),
         *("text", "reasoning", "service_tier", "metadata", "background", "conversation"),
     ],
+    "/infill": [
+        *("input_prefix", "input_suffix", "input_extra", "prompt", "n_predict", "n_indent", "t_max_predict_ms"),
+        *("temperature", "top_k", "seed", "stop", "stream", "response_fields"),
+    ],
     "/v1/completions": [
         *("prompt", "suffix", "stream", "max_tokens", "temperature", "stop", "n", "logprobs", "best_of", "echo"),
     ],

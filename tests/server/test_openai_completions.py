@@ -11,7 +11,7 @@ import pytest
 from narrows.engine.context import context_tokens
 from narrows.engine.model import Model
 from narrows.text.fim import fim_prompt
-from tests.server.scripted import Live, Scripted, reply
+from tests.server.scripted import KEY, Live, Scripted, reply
 
 PROMPT = "def fibonacci(n):\n"
 GREEDY: dict[str, Any] = {"model": "embedded", "temperature": 0, "max_tokens": 12}
@@ -67,6 +67,46 @@ def test_files_are_read_before_the_prompt_as_the_command_line_has_them(
         assert answer.choices[0].text == embedded.generate(wanted, max_tokens=12).text
         assert answer.usage is not None
         assert answer.usage.prompt_tokens == len(wanted)
+
+
+# What Continue sends to complete at a cursor: its provider "deepseek" a suffix, to /beta, the others a prompt of
+# a template, which for a name with "deepseek" in it is this one.
+CONTINUE: dict[str, Any] = {"max_tokens": 12, "temperature": 0.01, "stream": True}
+CONTINUE_STOPS = ["/src/", "#- coding: utf-8", "```"]
+CONTINUE_TEMPLATE_STOPS = [
+    *("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "//", "<｜end▁of▁sentence｜>"),
+    *CONTINUE_STOPS,
+]
+
+
+def test_continue_gets_the_middle_in_each_of_its_ways(script: Scripted, server: Live) -> None:
+    script.replies = [reply("a // b")]
+    wanted = fim_prompt(script.info.tokenizer, "def f():\n    ", "\n", layout="psm")
+    with openai.OpenAI(base_url=f"{server.url}/beta/", api_key=KEY, max_retries=0) as beta:
+        body = {"model": "scripted", "prompt": "def f():\n    ", "suffix": "\n", "stop": CONTINUE_STOPS, **CONTINUE}
+        chunks = list(beta.completions.create(**body))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "a // b"
+    with openai.OpenAI(base_url=f"{server.url}/v1/", api_key=KEY, max_retries=0) as v1:
+        prompt = "<｜fim▁begin｜>def f():\n    <｜fim▁hole｜>\n<｜fim▁end｜>"
+        chunks = list(v1.completions.create(model="scripted", prompt=prompt, stop=CONTINUE_TEMPLATE_STOPS, **CONTINUE))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "a "
+    assert [job.prompt for job in script.jobs] == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<｜fim▁begin｜>a<｜fim▁end｜>",
+        "<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁hole｜>c<｜fim▁end｜>",
+        "x<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>",
+        "<｜fim▁begin｜>a<｜fim▁hole｜>b<｜fim▁end｜>x",
+    ],
+)
+def test_control_tokens_that_are_spelled_otherwise_are_text(script: Scripted, client: openai.OpenAI, text: str) -> None:
+    script.replies = [reply("x")]
+    client.completions.create(model="scripted", prompt=text)
+    tokenizer = script.info.tokenizer
+    assert script.jobs[0].prompt == [tokenizer.bos_id, *tokenizer.encode(text)]
 
 
 def test_prompts_of_every_form(embedded: Model, embedded_client: openai.OpenAI) -> None:

@@ -12,6 +12,7 @@ import narrows
 from narrows.server import (
     administration,
     anthropic_messages,
+    infill,
     models,
     openai_chat,
     openai_completions,
@@ -51,6 +52,7 @@ def create_app(backends: Sequence[Backend], accounts: Ledger, settings: Settings
     app.state.service = service
     app.include_router(operations.router)
     app.include_router(page.router)
+    app.include_router(infill.router)
     for prefix in ("/v1", "", "/beta"):  # the last two are DeepSeek's
         for router in (models.router, openai_chat.router, openai_completions.router, openai_responses.router):
             app.include_router(router, prefix=prefix, include_in_schema=prefix == "/v1")

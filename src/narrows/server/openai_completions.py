@@ -26,7 +26,7 @@ from narrows.server.openai_wire import AskedTier, tier_of, usage_of
 from narrows.server.service import Plan, Service, priority_of, room
 from narrows.server.settings import Settings
 from narrows.server.sse import event
-from narrows.text.fim import Layout, fim_prompt
+from narrows.text.fim import Layout, fim_prompt, spelled
 from narrows.text.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -38,8 +38,9 @@ _Ids = list[int]
 
 
 class CompletionBody(Body):
-    """POST /v1/completions. Text begins behind BOS; token ids are taken as they are. `context`, which is ours: texts of
-    whole files to read before the prompt, in the order in which a project's files were trained on, the nearest last."""
+    """POST /v1/completions. Text begins behind BOS; token ids are taken as they are. A text in which FIM's control
+    tokens are spelled around a prefix and a suffix asks for the middle. `context`, which is ours: texts of whole files
+    to read before the prompt, in the order in which a project's files were trained on, the nearest last."""
 
     model: Short
     prompt: str | list[str] | _Ids | list[_Ids]
@@ -134,6 +135,8 @@ def _prompts(backend: Backend, body: CompletionBody) -> list[Sequence[int]]:
 def _text_prompt(
     tokenizer: Tokenizer, text: str, suffix: str | None, files: Sequence[int], layout: Layout
 ) -> Sequence[int]:
+    if not suffix and (parts := spelled(text)) is not None:
+        text, suffix = parts
     if suffix:
         return fim_prompt(tokenizer, text, suffix, files, layout)
     return [tokenizer.bos_id, *files, *tokenizer.encode(text)]

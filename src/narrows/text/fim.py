@@ -28,6 +28,15 @@ def fim_prompt(
     ]
 
 
+def spelled(text: str) -> tuple[str, str] | None:
+    """Prefix and suffix of a text that is a prompt of psm with its control tokens spelled, as editors' templates write
+    it. None for any other text."""
+    if not (text.startswith(FIM_BEGIN) and text.endswith(FIM_END)):
+        return None
+    parts = text.removeprefix(FIM_BEGIN).removesuffix(FIM_END).split(FIM_HOLE)
+    return (parts[0], parts[1]) if len(parts) == 2 else None
+
+
 def arranged(tokenizer: Tokenizer, prefix: Sequence[int], suffix: Sequence[int], layout: Layout) -> list[int]:
     """Prefix and suffix between their control tokens."""
     first, last = (prefix, ()) if layout == "psm" else ((), prefix)
