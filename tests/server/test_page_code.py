@@ -118,6 +118,10 @@ def test_escape_dismisses_and_lets_tab_leave_the_editor(visit: Visit) -> None:
     page.keyboard.press("a")
     page.keyboard.press("Tab")
     expect(page.locator("#editor")).to_have_value("x = a    ")
+    page.keyboard.press("Enter")
+    page.keyboard.type("  if b:")
+    page.keyboard.press("Enter")
+    expect(page.locator("#editor")).to_have_value("x = a    \n  if b:\n      ")
     page.keyboard.press("Escape")
     page.keyboard.press("Tab")
     expect(page.locator("#editor")).not_to_be_focused()
@@ -125,6 +129,26 @@ def test_escape_dismisses_and_lets_tab_leave_the_editor(visit: Visit) -> None:
     expect(page.locator("#editor")).to_be_focused()
     page.keyboard.press("Shift+Tab")
     expect(page.locator("#editor")).not_to_be_focused()
+    visit.check()
+
+
+def test_what_is_seen_lies_where_the_text_areas_own_letters_lie(visit: Visit) -> None:
+    page = visit.open(visit.house.key())
+    line = "def find(self, n=12.5e3): return \"text\" + 'é漢' or call(x)  # 1 comment "
+    write(page, line * 6 + "\n" + "\t" + line * 6 + "\n" * 70)
+    sizes = (
+        "is => [is.scrollWidth, is.scrollHeight, ...['Right', 'Bottom'].map((side) => "
+        "parseFloat(getComputedStyle(is)[`padding${side}`]))]"
+    )
+    wide, high, right, bottom = page.locator("#mirror").evaluate(sizes)
+    theirs = page.locator("#editor").evaluate(sizes)  # whose right padding is not scrolled to
+    assert (wide - right, high - bottom) == (theirs[0], theirs[1] - theirs[3])
+    page.locator("#editor").evaluate("is => is.scrollTo(1e6, 1e6)")
+    scrolled = (
+        "() => ['#mirror', '#editor'].map((id) => document.querySelector(id)).map((is) => "
+        "[is.scrollLeft, is.scrollTop])"
+    )
+    wait_for(lambda: len({*map(tuple, page.evaluate(scrolled))}) == 1, 5)
     visit.check()
 
 

@@ -42,7 +42,7 @@ class _File:
 _FILES = {
     "/" if file.name == "index.html" else f"/page/{file.name}": _File(file.name, file.read_bytes())
     for file in files("narrows.server").joinpath("page").iterdir()
-    if file.is_file()
+    if file.name.rpartition(".")[2] in _TYPES  # and not what an editor or a system leaves beside them
 }
 
 PATHS = frozenset(_FILES)

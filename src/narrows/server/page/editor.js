@@ -85,6 +85,9 @@ export class Editor {
     } else if (event.key === "Tab" && !event.shiftKey && !leaving) {
       event.preventDefault();
       this._write(this.ghost || INDENT);
+    } else if (event.key === "Enter" && !event.isComposing && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      this._write(`\n${indentation(this.before)}`);
     } else if (event.key === "ArrowRight" && (event.ctrlKey || event.altKey) && this.ghost) {
       event.preventDefault();
       this._write(WORD.exec(this.ghost)[0]);
@@ -142,4 +145,12 @@ export class Editor {
   _follow() {
     this._mirror.scrollTo(this._area.scrollLeft, this._area.scrollTop);
   }
+}
+
+/** Of a line that follows this text: that of its last one, and a step more where that opens a block. */
+function indentation(before) {
+  const line = before.slice(before.lastIndexOf("\n") + 1);
+  const [own] = /^[ \t]*/.exec(line);
+  if (!/[:{[(]\s*$/.test(line)) return own;
+  return own + (own.startsWith("\t") ? "\t" : INDENT);
 }

@@ -3,13 +3,13 @@
 import { element } from "./dom.js";
 
 /** Beyond this many characters a text is shown plainly, so that typing stays quick. */
-const MOST = 60_000;
+const MOST = 30_000;
 
 const PIECES = new RegExp(
   [
     String.raw`(?<comment>#[^\n]*|\/\/[^\n]*|\/\*[^]*?\*\/)`,
     String.raw`(?<string>"""[^]*?(?:"""|$)|'''[^]*?(?:'''|$)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)`,
-    String.raw`(?<number>\b\d[\w.]*)`,
+    String.raw`(?<digits>\b\d[\w.]*)`,
     String.raw`(?<keyword>\b(?:and|as|assert|async|await|break|case|catch|class|const|continue|def|del|elif|else|enum|` +
       String.raw`except|export|False|finally|fn|for|from|func|function|global|if|impl|import|in|interface|is|lambda|let|` +
       String.raw`match|new|None|nonlocal|not|null|or|pass|pub|raise|return|self|static|struct|switch|this|throw|True|` +

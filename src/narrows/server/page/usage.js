@@ -22,7 +22,7 @@ export function startUsage(server) {
       const key = await server.get("/api/key");
       const isAdmin = key.scopes.includes("admin");
       const [days, models, requests, keys] = await Promise.all([
-        server.get(`/api/usage?by=key&by=day&${span}`),
+        server.get(`/api/usage?by=day&by=key&${span}`),
         server.get(`/api/usage?by=model&${span}`),
         server.get(`/api/requests?limit=${LATEST}`),
         isAdmin ? server.get("/api/keys") : null,
