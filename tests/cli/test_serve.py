@@ -111,7 +111,7 @@ def test_the_first_start_makes_a_key_and_shows_how_to_use_it(tmp_path: Path) -> 
         command = server.greeting[server.greeting.index("  curl") : server.greeting.index("Ctrl-C")]
         if shutil.which("curl"):
             streamed = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60).stdout
-            assert streamed.count("data: {") > 5
+            assert streamed.count("data: {") > 2
             assert streamed.rstrip().endswith("data: [DONE]")
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0) as client:
             (model,) = client.models.list().data

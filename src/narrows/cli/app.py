@@ -14,6 +14,7 @@ from narrows.cli.generate import generate
 from narrows.cli.inspect import inspect
 from narrows.cli.keys import keys
 from narrows.cli.options import help_without_command
+from narrows.cli.plan import plan
 from narrows.cli.serve import serve
 from narrows.cli.train import train
 from narrows.cli.usage import usage
@@ -33,6 +34,7 @@ for command in (complete, generate, serve, inspect, convert, train, usage):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(keys, name="keys")
+app.add_typer(plan, name="plan")
 
 
 def _show_version(asked: bool) -> None:

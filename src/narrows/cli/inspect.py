@@ -27,7 +27,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Count layers, parameters and bytes of a model, from its configuration alone."""
-    config = _config(model)
+    config = _v4_config(model)
     from narrows.model.count import count
 
     counted = count(config)
@@ -38,18 +38,16 @@ def inspect(
     print_tables(_layers(config, counted), _parameters(counted), _checkpoints(counted), _caches(config, counted))
 
 
-def _config(model: str) -> ModelConfig:
-    from narrows.checkpoints.checkpoint import read_config
-    from narrows.checkpoints.hub import local
-    from narrows.checkpoints.paths import exists
-    from narrows.model.presets import PRESETS
+def _v4_config(model: str) -> ModelConfig:
+    from narrows.cli.plan import config_of
+    from narrows.model.config import ModelConfig
 
-    if model in PRESETS:
-        return PRESETS[model]
-    path = local(model)
-    if not exists(path):
-        raise UsageError(f"{model} is neither a path nor a preset; presets are {', '.join(PRESETS)}.")
-    return read_config(path)
+    config = config_of(model)
+    if not isinstance(config, ModelConfig):
+        raise UsageError(
+            f"{model} is V4's predecessor; narrows plan efficiency {model} --explain counts its operations."
+        )
+    return config
 
 
 def _layers(config: ModelConfig, counted: Count) -> Table:
