@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -225,6 +226,13 @@ def test_a_call_that_breaks_off_keeps_what_came_whole(script: Scripted, client: 
     message = ask(client, tools=TOOLS, max_tokens=tokens)
     assert message.stop_reason == "max_tokens"
     assert told(message)[0]["input"] == {"city": "Bergen"}
+
+
+def test_numbers_of_any_size_are_told(script: Scripted, client: anthropic.Anthropic) -> None:
+    script.replies = [reply(calls(call("time", ("at", "false", '[1e999, {"b": -1e999}]'), ("n", "false", "9" * 400))))]
+    (made,) = told(ask(client, tools=TOOLS))
+    largest = sys.float_info.max
+    assert made["input"] == {"at": [largest, {"b": -largest}], "n": 10**400 - 1}
 
 
 @pytest.mark.parametrize(

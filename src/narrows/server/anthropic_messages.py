@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import secrets
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -290,7 +292,20 @@ class _Block:
             case "text":
                 return {**self.beginning, "text": text}
         try:
-            arguments = from_json(text, allow_partial=True)
+            arguments = _finite(from_json(text, allow_partial=True, allow_inf_nan=False))
         except ValueError:
             arguments = {}
         return {**self.beginning, "input": arguments}
+
+
+def _finite(value: Any) -> Any:
+    """The value with the largest number there is for every larger one: a model may write 1e999, and JSON cannot say
+    what Python makes of it."""
+    match value:
+        case dict():
+            return {name: _finite(one) for name, one in value.items()}
+        case list():
+            return [*map(_finite, value)]
+        case float() if math.isinf(value):
+            return math.copysign(sys.float_info.max, value)
+    return value
