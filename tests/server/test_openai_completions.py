@@ -11,6 +11,7 @@ import pytest
 from narrows.engine.context import context_tokens
 from narrows.engine.model import Model
 from narrows.text.fim import fim_prompt
+from narrows.text.tokenizer import EOS
 from tests.server.scripted import KEY, Live, Scripted, reply
 
 PROMPT = "def fibonacci(n):\n"
@@ -162,6 +163,35 @@ def test_scores_are_the_models(embedded: Model, embedded_client: openai.OpenAI) 
     told = [one.choices[0].logprobs for one in chunks if one.choices and one.choices[0].logprobs]
     assert [token for one in told for token in one.tokens or []] == scores.tokens
     assert [offset for one in told for offset in one.text_offset or []] == scores.text_offset
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_token_that_was_drawn_has_a_score_and_so_has_the_last(
+    embedded: Model, embedded_client: openai.OpenAI, stream: bool
+) -> None:
+    """lm-eval leaves out the one token that it has to ask for: there must be one."""
+    tokenizer = embedded.tokenizer
+    options: dict[str, Any] = {**GREEDY, "max_tokens": 1, "logprobs": 1, "echo": True}
+    bias = {str(tokenizer.eos_id): 100}
+    prompts = ["def add(a, b):\n    return a + b\n", "import os\n"]
+    if stream:
+        chunks = embedded_client.completions.create(prompt=prompts, logit_bias=bias, stream=True, **options)
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+    else:
+        choices = embedded_client.completions.create(prompt=prompts, logit_bias=bias, **options).choices
+    for number, prompt in enumerate(prompts):
+        own = [choice for choice in choices if choice.index == number]
+        assert "".join(choice.text for choice in own) == prompt
+        assert own[-1].finish_reason == "stop"
+        tokens = [token for choice in own if choice.logprobs for token in choice.logprobs.tokens or []]
+        scores = [score for choice in own if choice.logprobs for score in choice.logprobs.token_logprobs or []]
+        assert tokens[-1] == EOS
+        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        wanted = embedded.logits(ids).double().log_softmax(-1)
+        assert len(scores) == len(ids)
+        assert scores == pytest.approx(
+            [float(wanted[place, token]) for place, token in enumerate((*ids[1:], tokenizer.eos_id))], abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("ids", [False, True])

@@ -284,6 +284,7 @@ class Core:
         sequence.sampler.accept(token)
         self.stats.drawn += 1
         if ended:
+            sequence.last = sampled
             return [], ("stop", None)
         sequence.tokens.append(token)
         sequence.job.length += 1
@@ -477,7 +478,7 @@ class Core:
             first, *others = sequence.siblings
             first.siblings, sequence.siblings = others, []
             self._waiting[first.job] = first
-        return Finished(sequence, reason, sequence.text.finish(), error)
+        return Finished(sequence, reason, sequence.text.finish(), error, sequence.last)
 
     def _release_slot(self, sequence: SequenceState) -> None:
         if sequence.job.slot is not None:

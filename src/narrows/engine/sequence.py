@@ -67,6 +67,7 @@ class SequenceState:
     output_snapshot: Node[State] | None = None
     reused: int = 0
     cancelled: FinishReason | None = None
+    last: Sampled | None = None
 
     def __repr__(self) -> str:
         return f"SequenceState({self.index}: {len(self.request.prompt)} + {self.produced} tokens)"
@@ -124,12 +125,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Finished:
-    """A sequence's end; `piece`: what was held back and may be shown after all; `error` says what failed."""
+    """A sequence's end; `piece`: what was held back and may be shown after all; `error` says what failed; `last`: the
+    token that ends a text, where it was drawn."""
 
     sequence: SequenceState
     reason: FinishReason
     piece: str = ""
     error: Exception | None = None
+    last: Sampled | None = None
 
 
 Event = Prefilled | Scored | Drawn | Finished

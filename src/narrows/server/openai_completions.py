@@ -196,7 +196,9 @@ class CompletionAnswer(Answer):
 
     def _finished(self, number: int, finished: Finished) -> Iterable[str]:
         self._texts[number].finish_reason = "length" if finished.reason == "length" else "stop"
-        return self._tell(number, finished.piece, (), self._texts[number].finish_reason)
+        last = finished.last  # it has a score as every token has, though it says nothing and is not counted
+        ends = () if last is None else (Drawn(finished.sequence, last.token, "", last.logprob, last.alternatives),)
+        return self._tell(number, finished.piece, ends, self._texts[number].finish_reason)
 
     def _prompt_scored(self, part: int, event: Scored) -> None:
         self._prompt_scores[part] += event.tokens
