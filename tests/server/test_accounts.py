@@ -324,6 +324,7 @@ def test_keys_are_made_changed_and_revoked_over_http_by_admins_alone(house: Hous
         ('{"name": "x", "scopes": []}', "scopes"),
         ('{"name": "x", "expires": "2001-01-01T00:00:00Z"}', "expires"),
         ('{"name": "x", "expires": "tomorrow"}', "expires"),
+        ('{"name": "x", "expires": "9999-12-31T23:59:59-23:59"}', "expires"),
         ('{"name": "x", "concurrency": 0}', "concurrency"),
         ("[]", "object"),
     ],

@@ -53,11 +53,11 @@ BODIES: list[tuple[Any, str]] = [
     (b"[]", "the body is not a JSON object; send one"),
     (b"null", "the body is not a JSON object; send one"),
     (b'"text"', "the body is not a JSON object; send one"),
-    (b"{", "the body is not valid JSON (expecting property name enclosed in double quotes, at character 1); send"),
-    (b'{"model": scripted}', "the body is not valid JSON (expecting value, at character 10); send an object."),
-    (b'{"model": "\xff\xfe"}', "the body cannot be read as JSON (no UTF-8, or nested too deeply); send a JSON object."),
-    (b'{"a":' * 100_000, "the body cannot be read as JSON (no UTF-8, or nested too deeply)"),
-    (b"9" * 10_000, "the body cannot be read as JSON"),
+    (b"{", "the body is not valid JSON (EOF while parsing"),
+    (b'{"model": scripted}', "the body is not valid JSON (expected value at line 1 column 11); send an object."),
+    (b'{"model": "\xff\xfe"}', "the body is not valid JSON (invalid unicode code point at line 1 column 12); send"),
+    (b'{"a":' * 100_000, "the body is not valid JSON (recursion limit exceeded"),
+    (b"9" * 10_000, "the body is not valid JSON (number out of range"),
     ({}, "model is wrong (field required); correct it."),
     ({**CHAT, "model": 5}, "model is wrong (input should be a valid string); correct it."),
     ({**CHAT, "max_tokens": "5"}, "max_tokens is wrong (input should be a valid integer); correct it."),
@@ -65,7 +65,8 @@ BODIES: list[tuple[Any, str]] = [
     ({**CHAT, "max_tokens": True}, "max_tokens is wrong (input should be a valid integer)"),
     ({**CHAT, "n": 129}, "n is wrong (input should be less than or equal to 128)"),
     ({**CHAT, "temperature": 2.5}, "temperature is wrong (input should be less than or equal to 2)"),
-    (b'{"model":"scripted","messages":[{}],"temperature":NaN}', "temperature is wrong (input should be"),
+    (b'{"model":"scripted","messages":[{}],"temperature":NaN}', "(expected value at line 1 column"),
+    (b'{"model":"scripted","messages":[{}],"seed":1e999}', "the body holds a number that is too large for a float"),
     ({**CHAT, "top_p": 0}, "top_p is 0; choose a number above 0"),
     ({**CHAT, "stop": [""]}, "a stop string is empty"),
     ({**CHAT, "stop": [5]}, "stop[0] is wrong (input should be a valid string)"),
@@ -90,7 +91,7 @@ BODIES: list[tuple[Any, str]] = [
     ({**CHAT, "messages": [*HELLO, {"role": "tool", "tool_call_id": "a"}]}, "messages[1] answers the call 'a'"),
     (
         b'{"model":"scripted","messages":[{"role":"user","content":"\\ud800"}]}',
-        "the text holds a lone surrogate at character 0",
+        "the body is not valid JSON (unexpected end of hex escape at line 1 column 65)",
     ),
     (
         {**CHAT, "messages": [{"role": "user", "content": "word " * 9000}]},
@@ -124,6 +125,17 @@ def test_bodies_that_are_wrong(script: Scripted, server: Live, body: Any, messag
     assert message in told(server, "/v1/chat/completions", body)
     assert server.ledger.rows == []
     assert script.jobs == []
+
+
+@pytest.mark.parametrize("odd", ["NaN", "-Infinity", "1e999", '"\\ud800"', "9" * 5000])
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses", "messages", "messages/count_tokens"])
+def test_what_could_not_be_sent_back_is_taken_nowhere(script: Scripted, server: Live, path: str, odd: str) -> None:
+    script.replies = [reply("</think>ok")]
+    body = f'{{"model": "scripted", "messages": [], "input": "Hello", "prompt": "Hello", "tools": [{{"odd": {odd}}}]}}'
+    status, answer = post(server, f"/v1/{path}", body.encode())
+    assert status == 400
+    assert "the body " in answer["error"]["message"]
+    assert server.ledger.rows == []
 
 
 def test_schemas_are_taken_however_deep(script: Scripted, server: Live) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from narrows.economics.money import shown
@@ -39,6 +39,10 @@ def check_moment(name: str, value: Any) -> datetime:
     """The value. UsageError unless it is a time with its zone."""
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise UsageError(f"{name} is {value!r}; give a time with its zone.")
+    try:
+        value.astimezone(UTC)  # as it is kept
+    except OverflowError:
+        raise UsageError(f"{name} is {value}, which is no time of the years 1 to 9999 (UTC); choose another.") from None
     return value
 
 

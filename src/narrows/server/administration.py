@@ -16,9 +16,10 @@ from narrows.ledger.errors import UnknownKey
 from narrows.ledger.keys import Key, Scope
 from narrows.ledger.requests import Row, Spending, month_of
 from narrows.ledger.usage import Group, Sum, total
-from narrows.server.body import Body, Short
+from narrows.server.body import Body, Route, Short
 from narrows.server.errors import ApiError
 from narrows.server.ledger_accounts import KeyAccount, LedgerAccounts, refuse
+from narrows.server.schema import body_errors, errors
 from narrows.server.service import Service
 from narrows.server.visit import Visit
 
@@ -50,22 +51,22 @@ class ChangedKey(Body):
 
 def router(accounts: LedgerAccounts) -> APIRouter:
     """The routes over this ledger. What they do is short, and done in threads."""
-    routes = APIRouter(prefix="/api", tags=["Administration"])
+    routes = APIRouter(prefix="/api", tags=["Administration"], route_class=Route)
     ledger = accounts.ledger
 
-    @routes.get("/prices")
+    @routes.get("/prices", responses=errors())
     def prices() -> dict[str, Any]:
         """What models cost today, here and elsewhere: picodollars for a token of each kind."""
         return accounts.tariff.told(accounts.today())
 
-    @routes.get("/key")
+    @routes.get("/key", responses=errors())
     def own_key(request: Request) -> dict[str, Any]:
         """The key that asks, and its month."""
         key = _owner(request).key
         spent = _from(ledger.spending)
         return _told(key, spent, accounts.today())
 
-    @routes.get("/usage")
+    @routes.get("/usage", responses=errors(400, 403))
     def usage(
         request: Request,
         by: Annotated[Sequence[Group], Query()] = ("key",),
@@ -78,7 +79,7 @@ def router(accounts: LedgerAccounts) -> APIRouter:
         rows = _from(lambda: ledger.usage(groups, since=since, until=until, key_id=_whose(request, key)))
         return {"by": groups, "rows": [_sum(row, groups) for row in rows], "total": _sum(total(rows), ())}
 
-    @routes.get("/requests")
+    @routes.get("/requests", responses=errors(400, 403))
     def requests(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -91,14 +92,14 @@ def router(accounts: LedgerAccounts) -> APIRouter:
         rows = _from(lambda: ledger.requests(key_id=whose, since=since, until=until, limit=limit))
         return {"rows": [_row(row) for row in rows]}
 
-    @routes.get("/keys")
+    @routes.get("/keys", responses=errors(403))
     def keys(request: Request) -> dict[str, Any]:
         """All keys that were ever made, oldest first."""
         _check_admin(request)
         spent = _from(ledger.spending)
         return {"keys": [_told(key, spent, accounts.today()) for key in _from(ledger.keys)]}
 
-    @routes.post("/keys", status_code=201)
+    @routes.post("/keys", status_code=201, responses=body_errors(403))
     def create(request: Request, body: NewKey) -> dict[str, Any]:
         """Make a key. Its secret is in this answer and nowhere else."""
         _check_admin(request)
@@ -110,14 +111,14 @@ def router(accounts: LedgerAccounts) -> APIRouter:
         )
         return {**_told(key, {}, accounts.today()), "secret": secret}
 
-    @routes.patch("/keys/{key_id}")
+    @routes.patch("/keys/{key_id}", responses=body_errors(403, 404))
     def change(request: Request, key_id: str, body: ChangedKey) -> dict[str, Any]:
         """Give a key another budget, which holds for this month already."""
         _check_admin(request)
         key = _from(lambda: ledger.set_budget(key_id, _amount(body.budget)))
         return _told(key, _from(ledger.spending), accounts.today())
 
-    @routes.delete("/keys/{key_id}")
+    @routes.delete("/keys/{key_id}", responses=errors(403, 404))
     def revoke(request: Request, key_id: str) -> dict[str, Any]:
         """Refuse a key from now on; what it has used stays."""
         _check_admin(request)

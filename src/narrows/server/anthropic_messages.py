@@ -18,10 +18,11 @@ from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.anthropic_read import read_conversation, read_tools
 from narrows.server.backend import Backend
-from narrows.server.body import Body, Share, Short, Temperature, Tokens
+from narrows.server.body import Body, Route, Share, Short, Temperature, Tokens
 from narrows.server.chat import Asked, Calls, Chat, chat_of, prompt_of, stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.reply import Ending
+from narrows.server.schema import body_errors, generation
 from narrows.server.service import Plan, Service, prepared
 from narrows.server.sse import event
 from narrows.server.visit import Visit
@@ -35,7 +36,7 @@ from narrows.text.reply_events import (
     ToolCallStart,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 _CALLS: dict[str, Calls] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 _STOP_REASONS: dict[Ending, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -98,7 +99,11 @@ class MessagesBody(CountBody):
     service_tier: Literal["auto", "standard_only", "priority"] | None = None
 
 
-@router.post("/messages", tags=["Anthropic"])
+@router.post(
+    "/messages",
+    tags=["Anthropic"],
+    responses=generation("id", "type", "role", "model", "content", "usage", protocol="anthropic"),
+)
 async def messages(request: Request, body: MessagesBody) -> Response:
     """Answer a conversation."""
     service = Service.of(request)
@@ -113,7 +118,7 @@ async def messages(request: Request, body: MessagesBody) -> Response:
     return await service.answer(request, body.model, plan)
 
 
-@router.post("/messages/count_tokens", tags=["Anthropic"])
+@router.post("/messages/count_tokens", tags=["Anthropic"], responses=body_errors(403, 404, protocol="anthropic"))
 async def count_tokens(request: Request, body: CountBody) -> dict[str, int]:
     """How many tokens the prompt of a conversation has."""
     service = Service.of(request)

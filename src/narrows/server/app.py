@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +20,7 @@ from narrows.server import (
     openai_responses,
     operations,
     page,
+    schema,
 )
 from narrows.server.accounting import Ledger
 from narrows.server.backend import Backend
@@ -31,22 +33,32 @@ from narrows.server.settings import Settings
 from narrows.server.visit import Visit
 
 _REASONS = {
-    400: "the body cannot be read as JSON (no UTF-8, or nested too deeply); send a JSON object.",
     404: "there is no such address here; /openapi.json lists all that there are.",
     405: "this address does not take this method; /openapi.json says which it takes.",
 }
+
+
+class Application(FastAPI):
+    """FastAPI's, with a document of what we answer."""
+
+    def openapi(self) -> dict[str, Any]:
+        """What /openapi.json says."""
+        if self.openapi_schema is None:
+            self.openapi_schema = schema.mended(super().openapi())
+        return self.openapi_schema
 
 
 def create_app(backends: Sequence[Backend], accounts: Ledger, settings: Settings | None = None) -> FastAPI:
     """The server of these models, as an ASGI application. Its accounts can be administered where a database holds
     them."""
     service = Service(backends, accounts, settings or Settings())
-    app = FastAPI(
+    app = Application(
         title="Narrows",
         version=narrows.__version__,
         docs_url=None,  # these load scripts from elsewhere
         redoc_url=None,
         strict_content_type=False,
+        redirect_slashes=False,  # an address is right or wrong
         exception_handlers={HTTPException: _refused, RequestValidationError: _invalid},
     )
     app.state.service = service
@@ -68,7 +80,8 @@ def create_app(backends: Sequence[Backend], accounts: Ledger, settings: Settings
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if not isinstance(error, ApiError):
-        error = ApiError(error.status_code, _REASONS.get(error.status_code, f"{error.detail}."))
+        told = _REASONS.get(error.status_code, f"{error.detail}.")
+        error = ApiError(error.status_code, told, headers=dict(error.headers or {}))
     visit = Visit.of(request.scope)
     return error_response(error, visit.protocol, visit.id)
 

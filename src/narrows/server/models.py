@@ -8,12 +8,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from narrows.server.backend import ModelInfo
+from narrows.server.schema import errors
 from narrows.server.service import Service
 
 router = APIRouter()
 
 
-@router.get("/models", tags=["OpenAI", "Anthropic"])
+@router.get("/models", tags=["OpenAI", "Anthropic"], responses=errors())
 async def models(request: Request) -> dict[str, Any]:
     """All models that are served here."""
     told = [_told(backend.info) for backend in Service.of(request).backends.values()]
@@ -21,7 +22,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": told, **ends}
 
 
-@router.get("/models/{name:path}", tags=["OpenAI", "Anthropic"])
+@router.get("/models/{name:path}", tags=["OpenAI", "Anthropic"], responses=errors(404))
 async def model(request: Request, name: str) -> dict[str, Any]:
     """One of them."""
     return _told(Service.of(request).backend(name).info)

@@ -15,11 +15,12 @@ from narrows.engine.sequence import Drawn, Finished
 from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend
-from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens, refuse, unsigned
+from narrows.server.body import Body, Penalty, Route, Seed, Share, Short, Temperature, Tokens, refuse, unsigned
 from narrows.server.chat import Asked, Calls, Chat, chat_of, stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.openai_bounds import Form, schema_of, tools_chosen
 from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, scores_of, tier_of, usage_of
+from narrows.server.schema import generation
 from narrows.server.service import Plan, Service
 from narrows.server.sse import event
 from narrows.text.messages import Effort
@@ -32,7 +33,7 @@ from narrows.text.reply_events import (
     ToolCallStart,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 _INSTEAD = {
     "functions": "send tools",
@@ -106,7 +107,11 @@ class ChatBody(Body):
     web_search_options: Any = None
 
 
-@router.post("/chat/completions", tags=["OpenAI"])
+@router.post(
+    "/chat/completions",
+    tags=["OpenAI"],
+    responses=generation("id", "object", "created", "model", "choices", "usage"),
+)
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer a conversation."""
     service = Service.of(request)

@@ -18,18 +18,19 @@ from narrows.engine.text import TextStream
 from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend, Job
-from narrows.server.body import Body, Penalty, Seed, Share, Short, Temperature, Tokens
+from narrows.server.body import Body, Penalty, Route, Seed, Share, Short, Temperature, Tokens
 from narrows.server.chat import stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.openai_chat import StreamOptions, sampling
 from narrows.server.openai_wire import AskedTier, tier_of, usage_of
+from narrows.server.schema import generation
 from narrows.server.service import Plan, Service, priority_of, room
 from narrows.server.settings import Settings
 from narrows.server.sse import event
 from narrows.text.fim import Layout, fim_prompt, spelled
 from narrows.text.tokenizer import Tokenizer
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 # What OpenAI's endpoint writes where a request does not say how much.
 _DEFAULT_TOKENS = 16
@@ -66,7 +67,9 @@ class CompletionBody(Body):
     service_tier: AskedTier | None = None
 
 
-@router.post("/completions", tags=["OpenAI"])
+@router.post(
+    "/completions", tags=["OpenAI"], responses=generation("id", "object", "created", "model", "choices", "usage")
+)
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue a text, or fill in its middle."""
     service = Service.of(request)

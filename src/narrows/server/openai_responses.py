@@ -10,15 +10,16 @@ from pydantic import Field
 
 from narrows.engine.request import SamplingParameters
 from narrows.server.backend import Backend
-from narrows.server.body import Body, Share, Short, Temperature, Tokens, refuse
+from narrows.server.body import Body, Route, Share, Short, Temperature, Tokens, refuse
 from narrows.server.chat import Asked, Calls, chat_of
 from narrows.server.openai_bounds import Form, schema_of, tools_chosen
 from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, tier_of
 from narrows.server.responses_answer import ResponseAnswer
 from narrows.server.responses_read import read_input, read_tools
+from narrows.server.schema import generation
 from narrows.server.service import Plan, Service
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 _SCORES = "message.output_text.logprobs"
 _SEALED = "reasoning.encrypted_content"
@@ -83,7 +84,9 @@ class ResponseBody(Body):
     context_management: Any = None
 
 
-@router.post("/responses", tags=["OpenAI"])
+@router.post(
+    "/responses", tags=["OpenAI"], responses=generation("id", "object", "created_at", "model", "output", "usage")
+)
 async def responses(request: Request, body: ResponseBody) -> Response:
     """Answer a conversation, item by item."""
     service = Service.of(request)

@@ -6,25 +6,26 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from narrows.server.schema import errors, text
 from narrows.server.service import Service
 
 router = APIRouter(tags=["Operations"])
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra={"security": []}, responses=errors())
 async def health() -> dict[str, str]:
     """The process lives. Beside the page, the one answer that needs no key."""
     return {"status": "ok"}
 
 
-@router.get("/ready")
+@router.get("/ready", responses=errors())
 async def ready(request: Request) -> dict[str, str]:
     """Requests are taken; 503 where the server is about to end."""
     Service.of(request).lifecycle.check()
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=text(403))
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus, to keys with the scope "metrics"."""
     service = Service.of(request)

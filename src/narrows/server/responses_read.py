@@ -144,7 +144,7 @@ def _text(content: Any, place: str) -> str:
     for number, part in enumerate(as_list(content, place)):
         fields = as_object(part, f"{place}[{number}]")
         kind = fields.get("type")
-        if kind not in _TEXTS:
+        if not isinstance(kind, str) or kind not in _TEXTS:
             raise UsageError(f"{place}[{number}].type is {kind!r}; only text can be read.")
         texts.append(as_string(fields.get(_TEXTS[kind]), f"{place}[{number}].{_TEXTS[kind]}"))
     return "\n\n".join(texts)
