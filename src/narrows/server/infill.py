@@ -11,13 +11,14 @@ from pydantic import Field, FiniteFloat
 from narrows.engine.context import context_tokens
 from narrows.engine.request import SamplingParameters
 from narrows.server.backend import Backend, Job, ModelInfo
-from narrows.server.body import Body, Penalty, Share, Short
+from narrows.server.body import Body, Penalty, Route, Share, Short
 from narrows.server.chat import stop_strings
 from narrows.server.infill_answer import InfillAnswer
+from narrows.server.schema import generation
 from narrows.server.service import Plan, Service
 from narrows.text.fim import arranged
 
-router = APIRouter()
+router = APIRouter(route_class=Route)
 
 # Tokens of a middle where a request does not say how many: what the plugins ask for.
 _DEFAULT_TOKENS = 128
@@ -66,7 +67,7 @@ class InfillBody(Body):
     response_fields: list[Short] | None = None
 
 
-@router.post("/infill", tags=["llama.cpp"])
+@router.post("/infill", tags=["llama.cpp"], responses=generation())
 async def infill(request: Request, body: InfillBody) -> Response:
     """Fill in the middle."""
     service = Service.of(request)
