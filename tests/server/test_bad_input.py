@@ -49,10 +49,10 @@ def told(server: Live, path: str, body: Any) -> str:
 
 
 BODIES: list[tuple[Any, str]] = [
-    (b"", "the body is not a JSON object; send one"),
-    (b"[]", "the body is not a JSON object; send one"),
-    (b"null", "the body is not a JSON object; send one"),
-    (b'"text"', "the body is not a JSON object; send one"),
+    (b"", "the body is no JSON object, or not called one; send"),
+    (b"[]", "the body is no JSON object, or not called one; send"),
+    (b"null", "the body is no JSON object, or not called one; send"),
+    (b'"text"', "the body is no JSON object, or not called one; send"),
     (b"{", "the body is not valid JSON (EOF while parsing"),
     (b'{"model": scripted}', "the body is not valid JSON (expected value at line 1 column 11); send an object."),
     (b'{"model": "\xff\xfe"}', "the body is not valid JSON (invalid unicode code point at line 1 column 12); send"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from narrows.errors import NarrowsError, UsageError
 
 if TYPE_CHECKING:
     from narrows.ledger.ledger import Ledger
+    from narrows.server.backend import ModelInfo
     from narrows.server.engine_backend import EngineBackend
 
 _EVERYWHERE = ("0.0.0.0", "::", "")
@@ -39,7 +41,11 @@ def serve(
     ledger: LedgerOption = None,
     prices: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", readable=False, help="A price book (TOML); its models take the place of ours."),
+        typer.Option(
+            metavar="FILE",
+            readable=False,
+            help="A price book (TOML), by the names that requests use; others cost what ours says.",
+        ),
     ] = None,
     chat: Annotated[
         bool | None,
@@ -127,7 +133,7 @@ def serve(
         secret = None if _has_keys(opened) else opened.create_key("first", scopes=("inference", "admin"))[1]
         stack.enter_context(accounts)
         log_to(sys.stderr if log is None else stack.enter_context(_appending(log)))
-        shown = host if host not in _EVERYWHERE else sorted(names - {"localhost", "127.0.0.1", "::1"})[0]
+        shown = (allow_host or ["127.0.0.1"])[0] if host in _EVERYWHERE else host
         address = f"{'https' if secured else 'http'}://{f'[{shown}]' if ':' in shown else shown}:{server.port}"
         _greet(address, backends, opened, secret)
         for number in (signal.SIGINT, signal.SIGTERM):  # by then the server has heard them, and has ended
@@ -222,11 +228,17 @@ def _appending(path: Path):  # type: ignore[no-untyped-def]  # a file, which is 
         raise NarrowsError(f"{path} cannot be written ({error.strerror}); name another file for the log.") from None
 
 
+def _served(info: ModelInfo) -> str:
+    trained = f", trained on {info.trained:,}" if info.trained is not None else ""
+    chats = "it chats" if info.chat else "it continues text and does not chat"
+    return f"serving {info.name}: {chats}; {info.context:,} tokens of context{trained}"
+
+
 def _greet(address: str, backends: Sequence[EngineBackend], ledger: Ledger, secret: str | None) -> None:
     """Say where it is and how it is used."""
     model = backends[0].info
     lines = [
-        *(f"serving {one.info.name}, {one.info.context:,} tokens of context" for one in backends),
+        *(_served(one.info) for one in backends),
         f"  page         {address}/" + (f"#key={secret}" if secret else ""),
         f"  OpenAI       base URL {address}/v1",
         f"  Anthropic    base URL {address}",
@@ -234,13 +246,13 @@ def _greet(address: str, backends: Sequence[EngineBackend], ledger: Ledger, secr
     ]
     if secret:
         lines.append(f"  first key    {secret}   (shown only now; it may do everything)")
-    else:
-        lines.append("  keys         narrows keys list; narrows keys create NAME makes another")
-    asked = f'{{"model": "{model.name}", "prompt": "def fibonacci(n):\\n", "max_tokens": 48, "stream": true}}'
+    command = "narrows" if shutil.which("narrows") else sys.argv[0]
+    lines.append(f"  more keys    {command} keys create NAME (with --scope admin one that may do everything)")
+    asked = f'"model": "{model.name}", "prompt": "def fibonacci(n):", "max_tokens": 48, "temperature": 0'
     lines += [
         "Try it:",
         f"  curl -N {address}/v1/completions -H 'Authorization: Bearer {secret or 'KEY'}' \\",
-        f"    -H 'Content-Type: application/json' -d '{asked}'",
+        f"    -H 'Content-Type: application/json' -d '{{{asked}, \"stream\": true}}'",
         "Ctrl-C ends it.",
     ]
     print("\n".join(lines), flush=True)

@@ -14,6 +14,10 @@ from narrows.ledger.usage import Sum
 _MOST = 9
 """Groups with a colour of their own; the others share one."""
 
+_TICKS = 16
+_FEW_DAYS = 7
+"""As wide as fewer are drawn, so that a single day's bar is a bar."""
+
 
 def plot_usage(rows: Sequence[Sum], file: Path) -> None:
     """Draw sums by key or model and day as one stacked bar a day, in dollars; the costliest groups are named.
@@ -53,6 +57,11 @@ def plot_usage(rows: Sequence[Sum], file: Path) -> None:
     axes.set_axisbelow(True)
     axes.use_sticky_edges = False  # which would leave the highest bar without air above it
     axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="plain")
+    every = -(-len(days) // _TICKS)
+    axes.set_xticks(days[::every], [f"{day:%Y-%m-%d}" for day in days[::every]])
+    margin = timedelta(days=max(1, (_FEW_DAYS - len(days)) / 2))
+    axes.set_xlim(days[0] - margin, days[-1] + margin)
     figure.legend(loc="outside right upper")
     figure.autofmt_xdate()
     try:

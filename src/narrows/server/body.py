@@ -74,7 +74,9 @@ def told(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     first = max((error for error in errors if error["loc"][:2] == field), key=lambda error: len(error["loc"]))
     place = _place(first["loc"][1:])  # behind "body"
     if not place:
-        return ApiError(400, "the body is not a JSON object; send one, with Content-Type: application/json.")
+        return ApiError(
+            400, "the body is no JSON object, or not called one; send one, with Content-Type: application/json."
+        )
     reason = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{place} is wrong ({reason[:1].lower()}{reason[1:]}); correct it.", param=place)
 

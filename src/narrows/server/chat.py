@@ -74,11 +74,7 @@ class Chat:
 
 
 def prompt_of(backend: Backend, asked: Asked) -> Prompt:
-    """The prompt. UsageError for a conversation that cannot be one; 400 for a model that does not chat."""
-    if not backend.info.chat:
-        raise ApiError(
-            400, f"{backend.info.name} continues text and was not trained to chat; use /v1/completions.", param="model"
-        )
+    """The prompt. UsageError for a conversation that cannot be one."""
     messages = joined(asked.messages)
     last = messages[-1] if messages else None
     if isinstance(last, AssistantMessage) and not last.unfinished:
@@ -97,6 +93,13 @@ def chat_of(backend: Backend, asked: Asked, settings: Settings) -> Chat:
         raise UsageError(f"{len(asked.tools):,} tools are given; send {settings.most_tools} or fewer.")
     if asked.parameters.n > settings.most_choices:
         raise UsageError(f"n is {asked.parameters.n}; ask for {settings.most_choices} or fewer.")
+    if not backend.info.chat:
+        raise ApiError(
+            400,
+            f"{backend.info.name} continues text and was not trained to chat; use /v1/completions, or start the server "
+            "with --chat to let it pretend.",
+            param="model",
+        )
     prompt = prompt_of(backend, asked)
     tokenizer = backend.info.tokenizer
     grammar = _grammar(backend, asked)

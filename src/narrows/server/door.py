@@ -83,7 +83,7 @@ class Door:
         host = headers.get(b"host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if name.strip("[]").lower() not in self._settings.hosts:
-            raise ApiError(421, "the Host header names another server; start this one with its name among the hosts.")
+            raise ApiError(421, "the Host header names another server; start this one with --allow-host and that name.")
 
 
 class _Body:

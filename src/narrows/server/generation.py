@@ -76,6 +76,8 @@ class Generation:
                 if batch is None:
                     under_way -= 1
                     continue
+                if self.left:
+                    break  # an end that came of leaving is none of the answer's
                 part, events = batch
                 self._watch(events)
                 text = self.answer.push(part, events)

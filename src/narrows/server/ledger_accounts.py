@@ -184,7 +184,7 @@ def refuse(error: NarrowsError) -> NoReturn:
         case OverRate():
             raise ApiError(429, str(error), code="rate_limit_exceeded", retry_after=error.retry_after) from None
         case AlreadyDone() | StillRunning():
-            raise ApiError(409, str(error), code="idempotency_key_in_use") from None
+            raise ApiError(409, str(error), code="idempotency_key_used") from None
         case LedgerError():
             say("ledger", why=str(error))  # which names files and hosts that are no client's business
             raise ApiError(

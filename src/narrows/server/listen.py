@@ -65,10 +65,13 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to end; a second one cuts off what is under way."""
         lifecycle = self._service.lifecycle
-        say("ending", under_way=len(lifecycle.under_way))
+        under_way = len(lifecycle.under_way)
         if lifecycle.draining:
+            say("ending now: what is under way is cut off", under_way=under_way)
             lifecycle.cut()
             return
+        seconds = self._service.settings.drain_seconds
+        say(f"ending: what is under way has {seconds:g} s; asked again, it is cut off", under_way=under_way)
         lifecycle.drain()
         super().handle_exit(sig, frame)
 
@@ -99,6 +102,6 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise UsageError(f"port {port} of {host} is taken; choose another one.") from None
+            raise UsageError(f"port {port} of {host} is taken; choose another with --port.") from None
         raise UsageError(f"nobody can listen on port {port} of {host} ({error.strerror}); choose another.") from None
     return bound

@@ -31,6 +31,12 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 def _told(info: ModelInfo) -> dict[str, Any]:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info.created))
     openai = {"id": info.name, "object": "model", "created": info.created, "owned_by": "narrows"}
-    anthropic = {"type": "model", "display_name": info.name, "created_at": when}
+    anthropic: dict[str, Any] = {
+        "type": "model",
+        "display_name": info.name,
+        "created_at": when,
+        "max_input_tokens": info.context,
+        "max_tokens": info.context,
+    }
     own = {"context_length": info.context, "trained_context": info.trained, "chat": info.chat}
     return {**openai, **anthropic, **own}

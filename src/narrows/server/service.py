@@ -63,10 +63,10 @@ class Service:
         """The model of this name. 404 for one that is not served."""
         if name in self.backends:
             return self.backends[name]
-        near = difflib.get_close_matches(name, self.backends, n=1, cutoff=0) or [*self.backends]
+        near = difflib.get_close_matches(name, self.backends, n=len(self.backends), cutoff=0) or [*self.backends]
         raise ApiError(
             404,
-            f"the model {name[:200]!r} is not served here; ask for {near[0]!r}.",
+            f"the model {name[:200]!r} is not served here; ask for {' or '.join(map(repr, near))}.",
             code="model_not_found",
             param="model",
         )
