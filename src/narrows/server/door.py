@@ -55,6 +55,8 @@ class Door:
                 visit.status = message["status"]
                 given = (visit.id.encode("latin-1"),)
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", *given), (b"request-id", *given)]
+                if not await body.discarded():  # what comes of it yet would be taken for the next request
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -70,7 +72,6 @@ class Door:
                     visit.fault = fault
                 if visit.status is not None:
                     raise  # the answer breaks off, and its reader must see that
-                await body.discard()
                 error = fault if isinstance(fault, ApiError) else failure(visit.id)
                 await error_response(error, visit.protocol, visit.id)(scope, receive, sending)
         finally:
@@ -93,23 +94,24 @@ class _Body:
         self._receive, self._most = receive, settings.most_body
         self._deadline = time.monotonic() + settings.body_seconds
         self._read = 0
-        self._whole = False
+        self._whole = self._late = False
 
     def check_length(self, headers: dict[bytes, str]) -> None:
         """413 for a body that says itself that it is too large."""
+        self._whole = not {b"content-length", b"transfer-encoding"} & headers.keys()
         length = headers.get(b"content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._most:
             raise self._too_large()
 
     async def receive(self) -> Message:
         """The next piece, and behind the last one whatever the server says then. 413, or 408 for one that is late."""
-        if self._whole:
+        if self._whole or self._late:
             return await self._receive()
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            self._whole = True
+            self._late = True
             raise ApiError(408, "the request's body came too slowly; send it again, faster.") from None
         self._read += len(message.get("body", b""))
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
@@ -117,15 +119,16 @@ class _Body:
             raise self._too_large()
         return message
 
-    async def discard(self) -> None:
-        """Read on without keeping anything, for a while."""
+    async def discarded(self) -> bool:
+        """Read on without keeping anything, for a while -> whether that was all."""
         try:
             async with asyncio.timeout(_DISCARD_SECONDS):
-                while not self._whole:
+                while not (self._whole or self._late):
                     message = await self._receive()
                     self._whole = message["type"] != "http.request" or not message.get("more_body", False)
         except TimeoutError:
-            pass
+            return False
+        return self._whole
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body has more than {self._most:,} bytes; send a smaller one.")

@@ -7,6 +7,7 @@ import errno
 import math
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from narrows.errors import UsageError
+from narrows.server.connection import Connection
 from narrows.server.log import say
 from narrows.server.service import Service
 
@@ -37,7 +39,7 @@ class Server(uvicorn.Server):
             app,
             ssl_certfile=certificate,
             ssl_keyfile=private_key,
-            http="h11",
+            http=partial(Connection, head_seconds=self._service.settings.body_seconds),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

@@ -15,11 +15,11 @@ class Settings:
     """Bounds of one server. UsageError, naming the field, for one that is no number above 0.
 
     `hosts`: names under which it may be addressed (the Host header, without its port). `most_body`: bytes of a request;
-    `body_seconds`: until it has come. `most_requests`: under way or waiting at once; `most_choices`: answers of one
-    request; `most_tools`: tools of one. `default_tokens`: of a reply, where a request does not say how many.
-    `request_seconds`: for one request in all; `send_seconds`: that a client may take to read what was written;
-    `keep_alive_seconds`: of silence before a stream says that it lives; `progress_seconds`: between two words on how
-    far a long prompt is. `drain_seconds`: for what is under way when the server ends.
+    `body_seconds`: until its head has come, and as many until the rest has. `most_requests`: under way or waiting at
+    once; `most_choices`: answers of one request; `most_tools`: tools of one. `default_tokens`: of a reply, where a
+    request does not say how many. `request_seconds`: for one request in all; `send_seconds`: that a client may take to
+    read what was written; `keep_alive_seconds`: of silence before a stream says that it lives; `progress_seconds`:
+    between two words on how far a long prompt is. `drain_seconds`: for what is under way when the server ends.
     """
 
     hosts: frozenset[str] = LOOPBACK_NAMES
