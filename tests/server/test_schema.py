@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from narrows.server.errors import Protocol
 from tests.draws import scaled
 from tests.server.test_door import ask
-from tests.server.watched import BOUND, Watched, check_answer, watched
+from tests.server.watched import BOUND, Watched, babbling, check_answer
 
 OPERATIONS = [
     *("GET /health", "GET /ready", "GET /metrics", "GET /v1/models", "GET /v1/models/{name}"),
@@ -30,7 +30,7 @@ UNCHECKED = [positive_data_acceptance]
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    with watched(tmp_path_factory.mktemp("schema")) as house:
+    with babbling(tmp_path_factory.mktemp("schema")) as house:
         yield house
 
 

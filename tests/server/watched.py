@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from narrows.economics.prices import PriceBook
 from narrows.ledger.ledger import Ledger
+from narrows.server.backend import Backend
 from narrows.server.errors import Protocol
 from narrows.server.ledger_accounts import LedgerAccounts
 from narrows.server.settings import Settings
@@ -33,10 +34,11 @@ _EXPECTED = ("Invalid HTTP request received.", "Unsupported upgrade request.", "
 
 
 class Watched:
-    """A live server around a babbler, with a ledger of its own and keys for everything and for nothing."""
+    """A live server with a ledger of its own, and keys for everything and for inference alone. `idle`: whether its
+    backend has nothing to do."""
 
-    def __init__(self, server: Live, ledger: Ledger, babbler: Babbler) -> None:
-        self.server, self.ledger, self.babbler = server, ledger, babbler
+    def __init__(self, server: Live, ledger: Ledger, idle: Callable[[], bool]) -> None:
+        self.server, self.ledger, self.idle = server, ledger, idle
         _, self.admin = ledger.create_key("admin", scopes=["admin"])
         _, self.secret = ledger.create_key("user")
         self.log = _Faults()
@@ -46,7 +48,7 @@ class Watched:
         wait_for(lambda: not self.server.app.state.service.lifecycle.under_way, BOUND)
         faults, self.log.faults = self.log.faults, []
         assert not faults, faults
-        wait_for(lambda: self.babbler.under_way == 0, BOUND)
+        wait_for(self.idle, BOUND)
         wait_for(lambda: not any(row.state == "open" for row in self.ledger.requests(limit=10)), BOUND)
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=BOUND)
         connection.request("GET", "/health")
@@ -55,15 +57,16 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path, settings: Settings | None = None) -> Iterator[Watched]:
-    """A server that is watched until the block ends."""
-    babbler = Babbler()
+def watched(
+    folder: Path, backend: Backend, idle: Callable[[], bool], settings: Settings | None = None
+) -> Iterator[Watched]:
+    """A server around `backend` that is watched until the block ends."""
     with (
         Ledger.open(folder / "ledger.db") as ledger,
         LedgerAccounts(ledger, Tariff(PriceBook.load(), ["scripted"])) as accounts,
-        live(babbler, settings=settings, accounts=accounts) as server,
+        live(backend, settings=settings, accounts=accounts) as server,
     ):
-        house = Watched(server, ledger, babbler)
+        house = Watched(server, ledger, idle)
         loggers = [logging.getLogger(name) for name in _LOGGERS]
         for logger in loggers:
             logger.addHandler(house.log)
@@ -72,6 +75,14 @@ def watched(folder: Path, settings: Settings | None = None) -> Iterator[Watched]
         finally:
             for logger in loggers:
                 logger.removeHandler(house.log)
+
+
+@contextmanager
+def babbling(folder: Path, settings: Settings | None = None) -> Iterator[Watched]:
+    """The same around one that babbles."""
+    babbler = Babbler()
+    with watched(folder, babbler, lambda: babbler.under_way == 0, settings) as house:
+        yield house
 
 
 def check_answer(protocol: Protocol, status: int, kind: str, body: bytes) -> Any:
