@@ -141,6 +141,27 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "/v1/messages/count_tokens": [{"model": "scripted", "messages": SAID[1:2], "system": "Be brief."}],
+    "/infill": [
+        {
+            "input_prefix": "import os\n\n",
+            "input_suffix": "\nprint(x)\n",
+            "input_extra": [{"filename": "a.py", "text": "y = 1\n"}],
+            "prompt": "x = ",
+            "n_predict": 10,
+            "n_indent": 0,
+            "t_max_predict_ms": 100,
+            "stop": ["\n\n"],
+            "stream": True,
+        },
+        {
+            "input_prefix": "def f(",
+            "n_predict": 0,
+            "response_fields": ["content"],
+            "seed": -1,
+            "top_k": 5,
+            "top_p": 0.5,
+        },
+    ],
     "/api/keys": [
         {"name": "new", "scopes": ["inference"], "budget": "1.50", "expires": "2100-01-01T00:00:00Z", "concurrency": 2}
     ],
