@@ -18,12 +18,12 @@ from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.anthropic_read import read_conversation, read_tools
 from narrows.server.backend import Backend
-from narrows.server.body import Body, Route, Share, Short, Temperature, Tokens
+from narrows.server.body import Body, Objects, Route, Share, Short, Temperature, Texts, Tokens
 from narrows.server.chat import Asked, Calls, Chat, chat_of, prompt_of, stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.reply import Ending
 from narrows.server.schema import body_errors, generation
-from narrows.server.service import Plan, Service, prepared
+from narrows.server.service import Plan, Service
 from narrows.server.sse import event
 from narrows.server.visit import Visit
 from narrows.text.messages import Effort
@@ -79,9 +79,9 @@ class CountBody(Body):
     """POST /v1/messages/count_tokens."""
 
     model: Short
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    system: str | list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[Objects, Field(min_length=1)]
+    system: str | Objects | None = None
+    tools: Objects | None = None
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
@@ -92,7 +92,7 @@ class MessagesBody(CountBody):
 
     max_tokens: Tokens
     stream: bool | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Texts | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: Tokens | None = None
@@ -124,7 +124,11 @@ async def count_tokens(request: Request, body: CountBody) -> dict[str, int]:
     service = Service.of(request)
     service.check_scope(request, "inference")
     backend = service.backend(body.model)
-    prompt = await prepared(lambda: prompt_of(backend, _asked(body)))
+    service.lifecycle.enter()
+    try:
+        prompt = await service.prepared(lambda: prompt_of(backend, _asked(body)))
+    finally:
+        service.lifecycle.leave()
     return {"input_tokens": len(prompt.token_ids)}
 
 

@@ -73,7 +73,9 @@ def create_app(backends: Sequence[Backend], accounts: Ledger, settings: Settings
     app.include_router(models.router, prefix="/anthropic/v1", include_in_schema=False)
     if isinstance(accounts, LedgerAccounts):
         app.include_router(administration.router(accounts))
-    app.add_middleware(Door, settings=service.settings, ledger=accounts, metrics=service.metrics)
+    app.add_middleware(
+        Door, settings=service.settings, ledger=accounts, metrics=service.metrics, threads=service.threads
+    )
     return app
 
 

@@ -13,6 +13,11 @@ from pydantic_core import from_json
 
 from narrows.server.errors import ApiError
 
+# Lists end at their first fault: a body may hold millions of them, and one is told.
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+
 # Names and the like; texts may be as long as a body.
 Short = Annotated[str, Field(max_length=512)]
 Tokens = Annotated[int, Field(ge=1, le=2**31)]

@@ -20,11 +20,16 @@ class Connection(H11Protocol):
         """`head_seconds`: until a connection has sent the head of its first request."""
         super().__init__(*given, **named)
         self._head_seconds = head_seconds
+        self.app_state = {**self.app_state, "connection": self}  # for who has to end it
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()
+
+    def abort(self) -> None:
+        """End it at once, whatever has not been read."""
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.conn.their_state is h11.MUST_CLOSE:

@@ -13,6 +13,7 @@ from narrows.server.errors import ApiError, CutOffError, failure
 from narrows.server.generation import Generation
 from narrows.server.settings import Settings
 from narrows.server.sse import comment
+from narrows.server.threads import Threads
 from narrows.server.visit import Visit
 
 Message = MutableMapping[str, Any]
@@ -23,9 +24,12 @@ Send = Callable[[Message], Awaitable[None]]
 class Delivery(Response):
     """The answer of a generation that has begun. `close` is called when all is over."""
 
-    def __init__(self, generation: Generation, visit: Visit, settings: Settings, close: Callable[[], None]) -> None:
+    def __init__(
+        self, generation: Generation, visit: Visit, settings: Settings, threads: Threads, close: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._generation, self._visit, self._settings, self._close = generation, visit, settings, close
+        self._threads = threads
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Send it, for as long as somebody is there."""
@@ -70,7 +74,12 @@ class Whole(Delivery):
             await generation.settle()
         except Exception as fault:
             raise await self._fault(fault) from None
-        await JSONResponse(dict(generation.answer.whole()))(scope, receive, send)
+        response = await self._threads.run("answers", lambda: JSONResponse(dict(generation.answer.whole())))
+        try:
+            async with asyncio.timeout(self._settings.send_seconds):
+                await response(scope, receive, send)
+        except TimeoutError:
+            _hang_up(scope)
 
 
 class Stream(Delivery):
@@ -78,7 +87,7 @@ class Stream(Delivery):
 
     async def _work(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         generation, answer = self._generation, self._generation.answer
-        self._send = send
+        self._scope, self._send = scope, send
         self._told_progress = asyncio.get_running_loop().time()
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         headers.append((b"x-accel-buffering", b"no"))  # a proxy that gathers would undo the stream
@@ -117,6 +126,14 @@ class Stream(Delivery):
                 await self._send(message)
         except TimeoutError:  # whoever does not read is not there
             self._generation.leave()
+            _hang_up(self._scope)
+
+
+def _hang_up(scope: MutableMapping[str, Any]) -> None:
+    """End the connection at once: a close would wait until all that was written has been read."""
+    connection = scope.get("state", {}).get("connection")
+    if connection is not None:
+        connection.abort()
 
 
 async def _gone(receive: Receive) -> None:

@@ -10,14 +10,13 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from anyio import to_thread
-
-from narrows.server.accounting import Ledger
+from narrows.server.accounting import Account, Ledger
 from narrows.server.errors import ApiError, Protocol, error_response, failure
 from narrows.server.log import log_visit
 from narrows.server.metrics import Metrics
 from narrows.server.page import PATHS
 from narrows.server.settings import Settings
+from narrows.server.threads import Threads
 from narrows.server.visit import Visit
 
 Scope = MutableMapping[str, Any]
@@ -38,8 +37,9 @@ _DISCARD_SECONDS = 2.0
 class Door:
     """An ASGI application around another one."""
 
-    def __init__(self, app: App, settings: Settings, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(self, app: App, settings: Settings, ledger: Ledger, metrics: Metrics, threads: Threads) -> None:
         self._app, self._settings, self._ledger, self._metrics = app, settings, ledger, metrics
+        self._threads = threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,7 +65,7 @@ class Door:
                 if scope["path"] != _HEALTH:
                     self._check_host(headers)
                 if scope["path"] not in _PUBLIC:
-                    visit.account = await to_thread.run_sync(self._ledger.authenticate, _secret(headers))
+                    visit.account = await self._authenticated(headers)
                 await self._app(scope, body.receive, sending)
             except Exception as fault:
                 if not isinstance(fault, ApiError):
@@ -79,6 +79,9 @@ class Door:
             self._metrics.count(visit, getattr(route, "path", "other"))
             log_visit(visit)
 
+    async def _authenticated(self, headers: dict[bytes, str]) -> Account:
+        return await self._threads.run("keys", self._ledger.authenticate, _secret(headers))
+
     def _check_host(self, headers: dict[bytes, str]) -> None:
         """Refuse a name that is not ours: a page elsewhere could otherwise reach a server on its reader's machine."""
         host = headers.get(b"host", "")
@@ -91,8 +94,8 @@ class _Body:
     """A request's body, bounded in size and time."""
 
     def __init__(self, receive: Receive, settings: Settings) -> None:
-        self._receive, self._most = receive, settings.most_body
-        self._deadline = time.monotonic() + settings.body_seconds
+        self._receive, self._most, self._seconds = receive, settings.most_body, settings.body_seconds
+        self._deadline: float | None = None
         self._read = 0
         self._whole = self._late = False
 
@@ -107,6 +110,8 @@ class _Body:
         """The next piece, and behind the last one whatever the server says then. 413, or 408 for one that is late."""
         if self._whole or self._late:
             return await self._receive()
+        if self._deadline is None:  # the door itself may have taken its time
+            self._deadline = time.monotonic() + self._seconds
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._receive()
@@ -142,7 +147,8 @@ def _protocol(path: str, headers: dict[bytes, str]) -> Protocol:
 def _secret(headers: dict[bytes, str]) -> str:
     """The key that a request shows, in either way. 401 without one."""
     scheme, _, secret = headers.get(b"authorization", "").partition(" ")
-    secret = secret.strip() if scheme.lower() == "bearer" else headers.get(b"x-api-key", "").strip()
+    secret = secret.strip() if scheme.lower() == "bearer" else ""
+    secret = secret or headers.get(b"x-api-key", "").strip()
     if not secret:
         raise ApiError(
             401,

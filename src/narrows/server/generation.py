@@ -8,15 +8,16 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from anyio import to_thread
-
 from narrows.engine.sequence import Drawn, Event, Finished
 from narrows.errors import NarrowsError, UsageError
 from narrows.server.accounting import Ledger, Outcome, Usage, Wanted
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend, Job, Stream
 from narrows.server.errors import ApiError, CutOffError
+from narrows.server.threads import Threads
 from narrows.server.visit import Visit
+
+_NOTHING: Any = object()
 
 
 class Generation:
@@ -24,10 +25,16 @@ class Generation:
     all is well, or `abandon`. Nobody may cancel a task that is inside one of its methods: `leave` ends it."""
 
     def __init__(
-        self, backend: Backend, ledger: Ledger, visit: Visit, answer: Answer, pause: Callable[[], float]
+        self,
+        backend: Backend,
+        ledger: Ledger,
+        visit: Visit,
+        answer: Answer,
+        threads: Threads,
+        pause: Callable[[], float],
     ) -> None:
         """`pause`: seconds between two pieces of what is sent."""
-        self._backend, self._ledger, self._visit, self._pause = backend, ledger, visit, pause
+        self._backend, self._ledger, self._visit, self._threads, self._pause = backend, ledger, visit, threads, pause
         self.answer = answer
         self._streams: Sequence[Stream] = ()
         self._reservation: Any = None
@@ -38,9 +45,9 @@ class Generation:
     async def begin(self, wanted: Wanted, jobs: Sequence[Job]) -> None:
         """Reserve and start. `ApiError` where the ledger or the engine refuses; then nothing is left behind."""
         owner = self._visit.owner
-        self._reservation = await to_thread.run_sync(self._ledger.reserve, owner, wanted)
+        self._reservation = await self._threads.run("ledger", self._ledger.reserve, owner, wanted)
         try:
-            self._streams = await to_thread.run_sync(self._start, jobs)
+            self._streams = await self._threads.run("engine", self._start, jobs)
         except BaseException:
             await self.abandon(failed=True)
             raise
@@ -73,17 +80,14 @@ class Generation:
                 except TimeoutError:
                     yield ""
                     continue
-                if batch is None:
-                    under_way -= 1
-                    continue
-                if self.left:
-                    break  # an end that came of leaving is none of the answer's
-                part, events = batch
-                self._watch(events)
-                text = self.answer.push(part, events)
-                for index in self.answer.stopped(part):
-                    self._streams[part].cancel(index)
-                yield text
+                told = []
+                while batch is not _NOTHING:  # all that has come meanwhile, so that a slow reader gets longer pieces
+                    if batch is None:
+                        under_way -= 1
+                    elif not self.left:  # an end that came of leaving is none of the answer's
+                        told.append(self._push(*batch))
+                    batch = _NOTHING if batches.empty() else batches.get_nowait()
+                yield "".join(told)
             if self._why is not None:
                 raise self._why
             for reader in readers:
@@ -94,6 +98,14 @@ class Generation:
                 if not reader.done():
                     stream.cancel()
                     reader.cancel()
+
+    def _push(self, part: int, events: Sequence[Event]) -> str:
+        """Events of the prompt number `part` -> what is to be sent of them."""
+        self._watch(events)
+        text = self.answer.push(part, events)
+        for index in self.answer.stopped(part):
+            self._streams[part].cancel(index)
+        return text
 
     def _watch(self, events: Sequence[Event]) -> None:
         """Note times, and raise what ended an answer before it was one."""
@@ -140,13 +152,15 @@ class Generation:
         self._closed = True
         outcome: Outcome = "error" if failed else "cancelled"
         self._visit.outcome = outcome
-        await to_thread.run_sync(self._ledger.release, self._reservation, outcome)
+        await self._threads.run("ledger", self._ledger.release, self._reservation, outcome)
 
     async def _close(self, usage: Usage, *, cut: bool) -> None:
         visit = self._visit
         first = None if visit.first_token is None else visit.first_token - visit.began
         outcome: Outcome = "cut" if cut else "done"
-        self.answer.cost = await to_thread.run_sync(self._ledger.settle, self._reservation, usage, outcome, first)
+        self.answer.cost = await self._threads.run(
+            "ledger", self._ledger.settle, self._reservation, usage, outcome, first
+        )
         self._closed = True
         visit.usage, visit.outcome = usage, outcome
 

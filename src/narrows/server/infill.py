@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat
 from narrows.engine.context import context_tokens
 from narrows.engine.request import SamplingParameters
 from narrows.server.backend import Backend, Job, ModelInfo
-from narrows.server.body import Body, Penalty, Route, Share, Short
+from narrows.server.body import Body, Penalty, Route, Share, Short, Texts
 from narrows.server.chat import stop_strings
 from narrows.server.infill_answer import InfillAnswer
 from narrows.server.schema import generation
@@ -50,7 +50,7 @@ class InfillBody(Body):
     model: Short | None = None
     input_prefix: str = ""
     input_suffix: str = ""
-    input_extra: list[Extra] | None = None
+    input_extra: Annotated[list[Extra], Field(fail_fast=True)] | None = None
     prompt: str = ""
     n_predict: _Count | None = None
     n_indent: Annotated[int, Field(ge=0, le=2**31)] | None = None
@@ -62,9 +62,9 @@ class InfillBody(Body):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Annotated[int, Field(ge=-1, lt=2**64)] | None = None
-    stop: list[str] | None = None
+    stop: Texts | None = None
     stream: bool | None = None
-    response_fields: list[Short] | None = None
+    response_fields: Annotated[list[Short], Field(fail_fast=True)] | None = None
 
 
 @router.post("/infill", tags=["llama.cpp"], responses=generation())

@@ -75,6 +75,8 @@ class LedgerAccounts:
         self._ending.set()
         self._thread.join()
         self._write_late()
+        if self._late:
+            say("not written: they are released as lost when the ledger is next opened", requests=len(self._late))
 
     def today(self) -> date:
         """The day (UTC) whose prices hold."""
@@ -90,7 +92,11 @@ class LedgerAccounts:
     def reserve(self, account: Account, wanted: Wanted) -> _Reserved:
         """As accounting.Ledger.reserve."""
         assert isinstance(account, KeyAccount)
-        price = self.tariff.price(wanted.model, self.today())
+        try:
+            price = self.tariff.price(wanted.model, self.today())
+        except NarrowsError as error:
+            say("price", why=str(error))
+            raise ApiError(503, f"{wanted.model} has no price today; tell who runs this server.") from None
         # A prompt's tokens may turn out to be known or not, whichever of both costs more.
         dearer = "hit" if price.hit > price.miss else "miss"
         most = price.cost(Tokens(output=wanted.output, **{dearer: wanted.prompt}), wanted.tier)
@@ -138,7 +144,8 @@ class LedgerAccounts:
 
     def release(self, reservation: _Reserved, outcome: Outcome) -> None:
         """As accounting.Ledger.release."""
-        self._rates.leave(reservation.admission, 0)
+        # What was computed for nobody counts for the rates, or whoever leaves in time would have none.
+        self._rates.leave(reservation.admission, 0 if outcome == "error" else None)
 
         def write() -> None:
             self.ledger.release(reservation.reservation, outcome)

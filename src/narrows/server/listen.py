@@ -35,6 +35,7 @@ class Server(uvicorn.Server):
         """It has its `port` from here on; 0 takes any that is free. `certificate` and its `private_key`, PEM files,
         make it HTTPS. UsageError for a place or files that it cannot have."""
         self._service: Service = app.state.service
+        self._cut = False
         config = uvicorn.Config(
             app,
             ssl_certfile=certificate,
@@ -65,11 +66,12 @@ class Server(uvicorn.Server):
         super().run([self._socket])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to end; a second one cuts off what is under way."""
+        """A signal to end; a second one cuts off what is under way, a third waits for nothing."""
         lifecycle = self._service.lifecycle
         under_way = len(lifecycle.under_way)
         if lifecycle.draining:
             say("ending now: what is under way is cut off", under_way=under_way)
+            self.force_exit, self._cut = self._cut, True
             lifecycle.cut()
             return
         seconds = self._service.settings.drain_seconds

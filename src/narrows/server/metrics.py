@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from narrows.errors import NarrowsError
 from narrows.server.backend import Backend
 from narrows.server.visit import Visit
 
@@ -71,7 +72,11 @@ class _Engines(Collector):
     def collect(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
         for backend in self._backends:
-            for name, value in backend.stats().items():
+            try:
+                stats = backend.stats()
+            except NarrowsError:  # it has ended, which /ready says; the other figures are wanted all the more
+                continue
+            for name, value in stats.items():
                 if name not in families:
                     told = f"The engine's figure {name}"
                     families[name] = GaugeMetricFamily(f"narrows_engine_{name}", told, labels=["model"])

@@ -15,7 +15,20 @@ from narrows.engine.sequence import Drawn, Finished
 from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend
-from narrows.server.body import Body, Penalty, Route, Seed, Share, Short, Temperature, Tokens, refuse, unsigned
+from narrows.server.body import (
+    Body,
+    Objects,
+    Penalty,
+    Route,
+    Seed,
+    Share,
+    Short,
+    Temperature,
+    Texts,
+    Tokens,
+    refuse,
+    unsigned,
+)
 from narrows.server.chat import Asked, Calls, Chat, chat_of, stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.openai_bounds import Form, schema_of, tools_chosen
@@ -76,7 +89,7 @@ class ChatBody(Body):
     """POST /v1/chat/completions."""
 
     model: Short
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Objects, Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
@@ -89,12 +102,12 @@ class ChatBody(Body):
     frequency_penalty: Penalty | None = None
     repetition_penalty: FiniteFloat | None = None
     logit_bias: dict[str, float] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: Calls | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None

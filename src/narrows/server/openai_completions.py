@@ -18,7 +18,7 @@ from narrows.engine.text import TextStream
 from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend, Job
-from narrows.server.body import Body, Penalty, Route, Seed, Share, Short, Temperature, Tokens
+from narrows.server.body import Body, Penalty, Route, Seed, Share, Short, Temperature, Texts, TokenIds, Tokens
 from narrows.server.chat import stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.openai_chat import StreamOptions, sampling
@@ -32,10 +32,11 @@ from narrows.text.tokenizer import Tokenizer
 
 router = APIRouter(route_class=Route)
 
+# Scores of prompts, with their alternatives, that one answer may repeat.
+_MOST_REPEATED = 1_000_000
+
 # What OpenAI's endpoint writes where a request does not say how much.
 _DEFAULT_TOKENS = 16
-
-_Ids = list[int]
 
 
 class CompletionBody(Body):
@@ -44,9 +45,9 @@ class CompletionBody(Body):
     to read before the prompt, in the order in which a project's files were trained on, the nearest last."""
 
     model: Short
-    prompt: str | list[str] | _Ids | list[_Ids]
+    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     suffix: str | None = None
-    context: list[str] | None = None
+    context: Texts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
@@ -58,7 +59,7 @@ class CompletionBody(Body):
     frequency_penalty: Penalty | None = None
     repetition_penalty: FiniteFloat | None = None
     logit_bias: dict[str, float] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -89,10 +90,14 @@ def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Jo
     n = body.n or 1
     if body.best_of is not None and body.best_of != n:
         raise UsageError(f"best_of is {body.best_of} and n is {n}; ask for as many answers as you want to have.")
-    prompts = _prompts(backend, body)
-    if len(prompts) * n > settings.most_choices:
+    many = _many(body)
+    if len(many) * n > settings.most_choices:  # before any of them is encoded
+        raise UsageError(f"{len(many)} prompts with n {n} are given; ask for {settings.most_choices} answers or fewer.")
+    prompts = _prompts(backend, body, many)
+    repeated = sum(map(len, prompts)) * n * (1 + (body.logprobs or 0))
+    if body.echo and repeated > _MOST_REPEATED:
         raise UsageError(
-            f"{len(prompts)} prompts with n {n} are given; ask for {settings.most_choices} answers or fewer."
+            f"echo would repeat {repeated:,} scores of the prompts; ask for {_MOST_REPEATED:,} or fewer at once."
         )
     parameters = {
         "temperature": 1.0 if body.temperature is None else body.temperature,
@@ -113,12 +118,16 @@ def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Jo
     ]
 
 
-def _prompts(backend: Backend, body: CompletionBody) -> list[Sequence[int]]:
-    """The prompts as token ids. UsageError for what is none."""
+def _many(body: CompletionBody) -> Sequence[Any]:
+    """The prompts, each a text or token ids."""
     given = body.prompt
     if not isinstance(given, str) and not given:
         raise UsageError("prompt is an empty list; give text, token ids, or several of either.")
-    many = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+
+
+def _prompts(backend: Backend, body: CompletionBody, many: Sequence[Any]) -> list[Sequence[int]]:
+    """The prompts as token ids. UsageError for what is none, or for more of them together than a model holds."""
     info = backend.info
     files = [token for text in body.context or () for token in (*info.tokenizer.encode(text), info.tokenizer.eos_id)]
     prompts: list[Sequence[int]] = []
@@ -132,6 +141,11 @@ def _prompts(backend: Backend, body: CompletionBody) -> list[Sequence[int]]:
         else:
             assert isinstance(one, list)
             prompts.append(check_prompt(one, info.vocab_size, info.context))
+        together = sum(map(len, prompts))
+        if len(prompts) > 1 and together > info.context:
+            raise UsageError(
+                f"the prompts have {together:,} tokens and more together; send {info.context:,} or fewer at once."
+            )
     return prompts
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from narrows.engine.request import SamplingParameters
 from narrows.server.backend import Backend
-from narrows.server.body import Body, Route, Share, Short, Temperature, Tokens, refuse
+from narrows.server.body import Body, Objects, Route, Share, Short, Temperature, Tokens, refuse
 from narrows.server.chat import Asked, Calls, chat_of
 from narrows.server.openai_bounds import Form, schema_of, tools_chosen
 from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, tier_of
@@ -58,15 +58,15 @@ class ResponseBody(Body):
     """POST /v1/responses."""
 
     model: Short
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    input: str | Annotated[Objects, Field(min_length=1)]
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[Short] | None = None
-    tools: list[dict[str, Any]] | None = None
+    include: Annotated[list[Short], Field(fail_fast=True)] | None = None
+    tools: Objects | None = None
     tool_choice: Calls | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Tokens | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from narrows.errors import NarrowsError
+from narrows.server.errors import ApiError
 from narrows.server.schema import errors, text
 from narrows.server.service import Service
 
@@ -20,8 +21,14 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses=errors())
 async def ready(request: Request) -> dict[str, str]:
-    """Requests are taken; 503 where the server is about to end."""
-    Service.of(request).lifecycle.check()
+    """Requests are taken; 503 where the server is about to end, or a model cannot run any more."""
+    service = Service.of(request)
+    service.lifecycle.check()
+    try:
+        for backend in service.backends.values():
+            await service.threads.run("engine", backend.stats)
+    except NarrowsError:
+        raise ApiError(503, f"the model {backend.info.name!r} has ended; start the server anew.") from None
     return {"status": "ready"}
 
 
@@ -30,4 +37,4 @@ async def metrics(request: Request) -> Response:
     """Figures for Prometheus, to keys with the scope "metrics"."""
     service = Service.of(request)
     service.check_scope(request, "metrics")
-    return Response(await to_thread.run_sync(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
+    return Response(await service.threads.run("engine", service.metrics.text), media_type=CONTENT_TYPE_LATEST)

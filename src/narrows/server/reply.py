@@ -81,8 +81,7 @@ class ReplyReader:
         told: list[Event] = []
         for event in self._parser.finish():
             self._tell(event, told)
-        if rest := self._stops.finish():
-            told.append(ContentDelta(rest))
+        self._tell_held(told)
         if finished.reason == "length" and not self.stopped:
             return merge_deltas(told), "length"
         return merge_deltas(told), "tool_calls" if self.calls else "stop"
@@ -101,8 +100,14 @@ class ReplyReader:
                 self.scored_reasoning += self._pending
             case ToolCallStart():
                 self.calls += 1
-                if rest := self._stops.finish():
-                    told.append(ContentDelta(rest))
+                self._tell_held(told)
         if isinstance(event, ReasoningDelta | ToolCallStart | ArgumentsDelta):
             self._pending.clear()
         told.append(event)
+
+    def _tell_held(self, told: list[Event]) -> None:
+        """Tell what was held back because a stop string could have begun there."""
+        if rest := self._stops.finish():
+            told.append(ContentDelta(rest))
+            self.scored += self._pending
+            self._pending.clear()

@@ -9,7 +9,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +22,7 @@ from narrows.server.generation import Generation
 from narrows.server.lifecycle import Lifecycle
 from narrows.server.metrics import Metrics
 from narrows.server.settings import Settings
+from narrows.server.threads import Threads
 from narrows.server.visit import Visit
 
 # How much more urgent the priority tier is; waiting counts too (Policy.patience), so that nobody starves.
@@ -49,7 +49,7 @@ class Service:
 
     def __init__(self, backends: Sequence[Backend], ledger: Ledger, settings: Settings) -> None:
         self.backends = {backend.info.name: backend for backend in backends}
-        self.ledger, self.settings = ledger, settings
+        self.ledger, self.settings, self.threads = ledger, settings, Threads()
         self.metrics = Metrics(backends)
         self.lifecycle = Lifecycle(settings.most_requests, self.metrics)
 
@@ -83,7 +83,7 @@ class Service:
         backend = self.backend(model)
         self.lifecycle.enter()
         try:
-            made = await prepared(plan, backend)
+            made = await self.prepared(plan, backend)
             wanted = Wanted(
                 request_id=visit.id,
                 model=model,
@@ -95,7 +95,7 @@ class Service:
                 began=visit.began,
                 **await _attempt(request),
             )
-            generation = Generation(backend, self.ledger, visit, made.answer, self.lifecycle.pause)
+            generation = Generation(backend, self.ledger, visit, made.answer, self.threads, self.lifecycle.pause)
             visit.model = model
             await generation.begin(wanted, made.jobs)
             self.lifecycle.under_way.add(generation)
@@ -103,19 +103,19 @@ class Service:
             self.lifecycle.leave()
             raise
         kind = Stream if made.stream else Whole
-        return kind(generation, visit, self.settings, partial(self._close, generation))
+        return kind(generation, visit, self.settings, self.threads, partial(self._close, generation))
+
+    async def prepared(self, make: Callable[..., _Made], *arguments: Any) -> _Made:
+        """What `make` returns, from a thread: long texts take their time. What it says is wrong is the request's
+        fault."""
+        try:
+            return await self.threads.run("plans", make, *arguments)
+        except NarrowsError as error:
+            raise ApiError(400, str(error)) from None
 
     def _close(self, generation: Generation) -> None:
         self.lifecycle.under_way.discard(generation)
         self.lifecycle.leave()
-
-
-async def prepared(make: Callable[..., _Made], *arguments: Any) -> _Made:
-    """What `make` returns, from a thread: long texts take their time. What it says is wrong is the request's fault."""
-    try:
-        return await to_thread.run_sync(make, *arguments)
-    except NarrowsError as error:
-        raise ApiError(400, str(error)) from None
 
 
 def priority_of(tier: Tier) -> int:
