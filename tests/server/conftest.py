@@ -81,7 +81,7 @@ def browser() -> Iterator[Browser]:
 def visit(page_house: House, browser: Browser) -> Iterator[Visit]:
     """A page of that server in a window of its own, the scripted model as new."""
     script = page_house.script
-    script.replies, script.pause, script.reused, script.fault = [], 0.0, 0, None
+    script.replies, script.pause, script.reused, script.steps, script.fault = [], 0.0, 0, 1, None
     script.jobs.clear()
     script.cancelled.clear()
     context = browser.new_context(viewport={"width": 1280, "height": 860})

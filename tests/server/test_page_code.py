@@ -136,19 +136,52 @@ def test_what_is_seen_lies_where_the_text_areas_own_letters_lie(visit: Visit) ->
     page = visit.open(visit.house.key())
     line = "def find(self, n=12.5e3): return \"text\" + 'é漢' or call(x)  # 1 comment "
     write(page, line * 6 + "\n" + "\t" + line * 6 + "\n" * 70)
-    sizes = (
-        "is => [is.scrollWidth, is.scrollHeight, ...['Right', 'Bottom'].map((side) => "
-        "parseFloat(getComputedStyle(is)[`padding${side}`]))]"
-    )
-    wide, high, right, bottom = page.locator("#mirror").evaluate(sizes)
-    theirs = page.locator("#editor").evaluate(sizes)  # whose right padding is not scrolled to
-    assert (wide - right, high - bottom) == (theirs[0], theirs[1] - theirs[3])
     page.locator("#editor").evaluate("is => is.scrollTo(1e6, 1e6)")
-    scrolled = (
-        "() => ['#mirror', '#editor'].map((id) => document.querySelector(id)).map((is) => "
-        "[is.scrollLeft, is.scrollTop])"
+    # Where the text begins, seen from the window, and how high it is.
+    area = page.locator("#editor").evaluate(
+        "is => [-is.scrollLeft, -is.scrollTop, is.scrollHeight - parseFloat(getComputedStyle(is).paddingBottom)]"
     )
-    wait_for(lambda: len({*map(tuple, page.evaluate(scrolled))}) == 1, 5)
+    theirs = """is => [is.getBoundingClientRect().left - is.parentElement.getBoundingClientRect().left - 1, -is.scrollTop,
+        is.scrollHeight - parseFloat(getComputedStyle(is).paddingBottom)]"""
+    assert area[0] < 0 > area[1]
+    wait_for(lambda: page.locator("#mirror").evaluate(theirs) == pytest.approx(area, abs=0.5), 5)
+    visit.check()
+
+
+def test_all_of_a_long_suggestion_can_be_seen(visit: Visit) -> None:
+    script = visit.house.script
+    page = visit.open(visit.house.key(), model="scripted")
+    script.replies = [reply("word " * 50)]
+    outside = """is => {
+      const view = document.querySelector('#editor').getBoundingClientRect();
+      const range = document.createRange();
+      range.selectNodeContents(is);
+      return [...range.getClientRects()].filter((one) => one.width && (one.left < view.left ||
+        one.right > view.right || one.bottom > view.bottom)).length;
+    }"""
+    for text in ("x = ", "x = " + "y + " * 60):  # the second is wider than the editor
+        write(page, text)
+        page.locator("#editor").evaluate("is => { is.blur(); is.focus() }")  # scrolls to the cursor
+        page.keyboard.press("Control+Space")
+        expect(page.locator("#code-status")).to_have_text("Tab accepts.")
+        assert ghost(page).evaluate("is => is.getClientRects().length") > 1
+        assert page.locator("#editor").evaluate("is => is.scrollLeft > 0") == (len(text) > 100)
+        assert ghost(page).evaluate(outside) == 0
+    visit.check()
+
+
+def test_it_says_how_much_of_a_long_prompt_is_read(visit: Visit) -> None:
+    script = visit.house.script
+    page = visit.open(visit.house.key(), model="scripted")
+    script.replies, script.pause, script.steps = [reply("one()")], 0.6, 5
+    write(page, "x = 1\n" * 300)
+    page.keyboard.press("Control+Space")
+    expect(page.locator("#code-status")).to_have_text(re.compile(r"Reading [\d,]+ of 1,\d{3} tokens"))
+    bar = page.get_by_role("progressbar", name="Prompt that is read")
+    assert 0 < float(bar.get_attribute("value") or 0) < float(bar.get_attribute("max") or 0)
+    script.pause = 0.0
+    expect(page.locator("#code-status")).to_have_text("Tab accepts.")
+    expect(bar).to_be_hidden()
     visit.check()
 
 

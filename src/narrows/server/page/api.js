@@ -8,7 +8,7 @@ export class Problem extends Error {
   }
 }
 
-/** The server as one key sees it. `onUnknownKey(problem)` is called whenever that is not let in. */
+/** The server as one key sees it. `onUnknownKey(problem)` is called whenever that is no longer let in. */
 export class Server {
   key = null;
 
@@ -21,8 +21,11 @@ export class Server {
     return (await this._ask(path, { signal })).json();
   }
 
-  /** Ask for a stream of events, and hand out the JSON of each. A broken or aborted stream throws. */
-  async *stream(path, body, signal) {
+  /**
+   * Ask for a stream of events, and hand out the JSON of each; `onComment(text)` gets what says only how far the server
+   * is. A broken or aborted stream throws.
+   */
+  async *stream(path, body, signal, onComment) {
     const headers = { "content-type": "application/json" };
     const answer = await this._ask(path, { method: "POST", body: JSON.stringify(body), headers, signal });
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -33,7 +36,8 @@ export class Server {
       const events = (waiting + value).split("\n\n");
       waiting = events.pop();
       for (const event of events) {
-        if (!event.startsWith("data: ")) continue; // a comment, by which the server says that it lives
+        if (event.startsWith(":")) onComment(event);
+        if (!event.startsWith("data: ")) continue;
         const data = event.slice("data: ".length);
         if (data === "[DONE]") return;
         const told = JSON.parse(data);
@@ -43,8 +47,13 @@ export class Server {
     }
   }
 
-  async _ask(path, options) {
-    const headers = { ...options.headers, authorization: `Bearer ${this.key ?? ""}` };
+  /** See whether a key is let in, before it is used; throws the problem where it is not. */
+  async tryKey(key) {
+    await this._ask("/v1/models", {}, key);
+  }
+
+  async _ask(path, options, key = this.key) {
+    const headers = { ...options.headers, authorization: `Bearer ${key ?? ""}` };
     let answer;
     try {
       answer = await fetch(path, { ...options, headers });
@@ -54,7 +63,8 @@ export class Server {
     }
     if (answer.ok) return answer;
     const problem = await refusal(answer);
-    if (problem.status === 401) this.onUnknownKey(problem);
+    // Not where another one has been tried, or has come meanwhile.
+    if (problem.status === 401 && key !== null && key === this.key) this.onUnknownKey(problem);
     throw problem;
   }
 }

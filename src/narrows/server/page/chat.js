@@ -3,6 +3,7 @@
 import { byId, element, fillSelect } from "./dom.js";
 import { withFences } from "./fences.js";
 import { Clock } from "./figures.js";
+import { Progress } from "./progress.js";
 
 /** Returns `setModels(models)`, for those of GET /v1/models that chat. */
 export function startChat(server, figures) {
@@ -13,6 +14,7 @@ export function startChat(server, figures) {
   const send = byId("chat-send");
   const stop = byId("chat-stop");
   const live = byId("chat-live");
+  const progress = new Progress(byId("chat-status"), byId("chat-reading"));
   let messages = [];
   let request = null;
 
@@ -29,11 +31,16 @@ export function startChat(server, figures) {
     const clock = new Clock();
     let usage = null;
     busy(true);
+    progress.say("Asking…");
     try {
-      for await (const told of server.stream("/v1/chat/completions", asked, own.signal)) {
+      const heard = (comment) => request === own && progress.heard(comment);
+      for await (const told of server.stream("/v1/chat/completions", asked, own.signal, heard)) {
         usage = told.usage ?? usage;
         const delta = told.choices[0]?.delta ?? {};
-        if (delta.content || delta.reasoning_content) clock.piece();
+        if (delta.content || delta.reasoning_content) {
+          clock.piece();
+          progress.say("Writing…");
+        }
         reply.add(delta);
       }
       figures.add(asked.model, usage, clock);
@@ -67,6 +74,7 @@ export function startChat(server, figures) {
   function busy(is) {
     stop.hidden = !is;
     send.disabled = is;
+    if (!is) progress.say("");
     list.setAttribute("aria-busy", is);
     if (!is) field.focus();
   }

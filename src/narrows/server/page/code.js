@@ -5,6 +5,7 @@ import { Context } from "./context.js";
 import { Editor } from "./editor.js";
 import { Clock } from "./figures.js";
 import { Estimate, fitted } from "./fit.js";
+import { Progress } from "./progress.js";
 import { SAMPLE } from "./sample.js";
 import { remember, remembered } from "./storage.js";
 
@@ -17,7 +18,7 @@ export function startCode(server, figures) {
   const model = byId("code-model");
   const windowSize = byId("code-window");
   const typing = byId("code-typing");
-  const status = byId("code-status");
+  const progress = new Progress(byId("code-status"), byId("code-reading"));
   const notice = byId("code-notice");
   const live = byId("code-live");
   const estimate = new Estimate();
@@ -44,7 +45,7 @@ export function startCode(server, figures) {
     onOpen(file) {
       context.remove(file);
       edit(file.text, file.text.length);
-      status.textContent = `${file.path} is in the editor, and no longer read beside it.`;
+      progress.say(`${file.path} is in the editor, and no longer read beside it.`);
     },
   });
 
@@ -54,7 +55,7 @@ export function startCode(server, figures) {
     request = null;
     live.textContent = "";
     if (editor.ghost) editor.suggest("");
-    status.textContent = "";
+    progress.say("");
   }
 
   function edit(text, at) {
@@ -91,16 +92,17 @@ export function startCode(server, figures) {
       stream_options: { include_usage: true },
     };
     notice.textContent = "";
-    status.textContent = "Asking…";
+    progress.say("Asking…");
     let usage = null;
     try {
-      for await (const told of server.stream("/v1/completions", asked, own.signal)) {
+      const heard = (comment) => request === own && progress.heard(comment);
+      for await (const told of server.stream("/v1/completions", asked, own.signal, heard)) {
         usage = told.usage ?? usage;
         const piece = told.choices[0]?.text;
         if (!piece) continue;
         clock.piece();
         editor.suggest(editor.ghost + piece);
-        status.textContent = "Writing…";
+        progress.say("Writing…");
       }
     } catch (problem) {
       if (request !== own) return;
@@ -117,7 +119,7 @@ export function startCode(server, figures) {
 
   function told() {
     const ghost = editor.ghost;
-    status.textContent = ghost.trim() ? "Tab accepts." : "Nothing to add here.";
+    progress.say(ghost.trim() ? "Tab accepts." : "Nothing to add here.");
     if (!ghost.trim()) return editor.suggest("");
     const how = performance.now() - explained > READS ? " Tab accepts it, Escape dismisses it." : "";
     if (how) explained = performance.now();
@@ -126,7 +128,7 @@ export function startCode(server, figures) {
 
   function refused(problem) {
     request = null;
-    status.textContent = "";
+    progress.say("");
     if (problem.name === "AbortError") return;
     if (editor.ghost) editor.suggest("");
     if (problem.status !== 401) notice.textContent = problem.message;
@@ -145,7 +147,6 @@ export function startCode(server, figures) {
     }
   });
   byId("code-complete").addEventListener("click", () => {
-    if (!server.key) return server.onUnknownKey(null);
     editor.focus();
     complete();
   });
@@ -184,7 +185,9 @@ export function startCode(server, figures) {
   return function setModels(given) {
     models = given;
     fillSelect(model, models.map(({ id }) => [id, id]));
+    for (const id of ["code-complete", "code-sample"]) byId(id).disabled = !models.length;
     setWindows();
+    if (!models.length) progress.say("Nothing can be asked without a key.");
     if (models.length && !visited) {
       visited = true;
       complete();

@@ -128,12 +128,15 @@ export class Editor {
 
   _draw() {
     const { before, after, ghost } = this;
-    const shown = ghost ? [...highlighted(before), element("span", { class: "ghost" }, ghost), ...highlighted(after)]
-      : highlighted(before + after);
+    // Whatever its first word is, the ghost may begin in the line below; from the cursor on, its lines begin where the
+    // view does (code.css).
+    const span = element("span", { class: "ghost" }, element("wbr"), ghost);
+    const cursor = element("span", { class: "cursor" });
+    const shown = ghost ? [...highlighted(before), cursor, span, ...highlighted(after)] : highlighted(before + after);
     this._mirror.replaceChildren(...shown, "\n");
-    // Room to scroll down to what a ghost of several lines has pushed down.
-    const lines = ghost.split("\n").length - 1;
-    this._area.style.paddingBottom = lines ? `${(lines + 1) * this._lineHeight}px` : "";
+    // Room to scroll down to what a ghost of several lines has pushed down, those included into which it was broken.
+    const lines = Math.ceil(span.offsetHeight / this._lineHeight) - 1;
+    this._area.style.paddingBottom = lines > 0 ? `${(lines + 1) * this._lineHeight}px` : "";
     this._follow();
     this._onGhost(ghost !== "");
   }
@@ -143,7 +146,8 @@ export class Editor {
   }
 
   _follow() {
-    this._mirror.scrollTo(this._area.scrollLeft, this._area.scrollTop);
+    this._mirror.style.setProperty("--scrolled", `${this._area.scrollLeft}px`);
+    this._mirror.scrollTo(0, this._area.scrollTop);
   }
 }
 

@@ -3,11 +3,13 @@
 import { byId } from "./dom.js";
 import { remember, remembered } from "./storage.js";
 
+/** What keeps a key out of use: no answer, or that it is not known. Of all else the views tell. */
+const UNUSABLE = [0, 401];
 const MISSING = "This server answers to keys only. Enter yours to begin.";
 
 /**
- * Let a server have the key; `onKey()` is called whenever there is another one. Returns `complain(problem)`, which asks
- * for one that is let in.
+ * Let a server have the key; `onKey()` is called whenever there is another one, or none. Returns `complain(problem)`,
+ * which says what is wrong, and `revoke(problem)`, which also takes the key out of use.
  */
 export function startKey(server, onKey) {
   const form = byId("key-form");
@@ -17,6 +19,7 @@ export function startKey(server, onKey) {
 
   function open(why) {
     message.textContent = why;
+    field.setAttribute("aria-invalid", Boolean(why && field.value));
     form.hidden = false;
     button.setAttribute("aria-expanded", "true");
   }
@@ -39,6 +42,24 @@ export function startKey(server, onKey) {
     onKey();
   }
 
+  /** Put what cannot be used into the field, for the reader to mend. */
+  function refuse(key, why) {
+    field.value = key;
+    open(why);
+    field.focus();
+  }
+
+  /** Use a key if it is let in; what was used before stays in use where it is not. */
+  async function offer(key) {
+    if (!/^[!-~]+$/.test(key)) return refuse(key, "A key has letters, digits and underscores alone; copy it again.");
+    try {
+      await server.tryKey(key);
+    } catch (problem) {
+      if (UNUSABLE.includes(problem.status)) return refuse(key, problem.message);
+    }
+    use(key);
+  }
+
   function fromAddress() {
     const given = new URLSearchParams(location.hash.slice(1)).get("key");
     if (given !== null) history.replaceState(null, "", location.pathname + location.search);
@@ -47,9 +68,7 @@ export function startKey(server, onKey) {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const key = field.value.trim();
-    if (/^[!-~]+$/.test(key)) use(key);
-    else open("A key has letters, digits and underscores alone; copy it again.");
+    offer(field.value.trim());
   });
   byId("key-forget").addEventListener("click", () => {
     use(null);
@@ -62,13 +81,21 @@ export function startKey(server, onKey) {
   });
   addEventListener("hashchange", () => {
     const given = fromAddress();
-    if (given) use(given);
+    if (given) offer(given);
   });
   // After all views are there, so that they hear of it.
-  queueMicrotask(() => use(fromAddress() || remembered("key")));
+  queueMicrotask(() => {
+    const given = fromAddress();
+    use(remembered("key"));
+    if (given) offer(given);
+  });
 
-  return (problem) => {
-    open(server.key ? problem.message : MISSING);
-    if (!server.key) field.focus();
+  return {
+    complain: (problem) => open(problem.message),
+    revoke(problem) {
+      const key = server.key;
+      use(null);
+      refuse(key, problem.message);
+    },
   };
 }

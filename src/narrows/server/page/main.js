@@ -13,7 +13,7 @@ import { startUsage } from "./usage.js";
 const sections = ["code", "chat", "usage"].map(byId);
 
 startTheme(byId("theme"));
-const server = new Server((problem) => complain(problem));
+const server = new Server((problem) => revoke(problem));
 const figures = new Figures([byId("code-figures"), byId("chat-figures")]);
 const setCodeModels = startCode(server, figures);
 const setChatModels = startChat(server, figures);
@@ -22,11 +22,16 @@ const setShown = startTabs(byId("tabs"), sections, (section) => {
   if (section.id === "usage") showUsage();
 });
 setShown(byId("chat"), false);
-const complain = startKey(server, begin);
+const { complain, revoke } = startKey(server, begin);
 
-/** With another key, everything anew. */
+/** With another key, everything anew; without one, nothing. */
 async function begin() {
-  if (!server.key) return;
+  if (!server.key) {
+    setShown(byId("chat"), false);
+    setCodeModels([]);
+    showUsage();
+    return;
+  }
   try {
     const { data: models } = await server.get("/v1/models");
     const chats = models.filter((model) => model.chat);
