@@ -36,15 +36,25 @@ def test_without_a_key_it_asks_for_one_and_says_what_is_wrong_with_it(visit: Vis
     page = visit.open()
     message = page.locator("#key-message")
     expect(message).to_have_text("This server answers to keys only. Enter yours to begin.")
-    page.get_by_role("button", name="Complete", exact=True).click()
-    expect(page.get_by_label("Key", exact=True)).to_be_focused()
-    page.get_by_label("Key", exact=True).fill("nrw_wrong")
-    page.keyboard.press("Enter")
-    expect(message).to_contain_text("not known here")
-    page.get_by_label("Key", exact=True).fill("nrw_ключ")
-    page.keyboard.press("Enter")
-    expect(message).to_contain_text("copy it again")
-    page.get_by_label("Key", exact=True).fill(visit.house.key())
+    for name in ("Complete", "Sample"):
+        expect(page.get_by_role("button", name=name, exact=True)).to_be_disabled()
+    for name in ("model", "window"):
+        expect(page.locator(f"#code-{name}")).to_be_disabled()
+    expect(page.locator("#code-status")).to_contain_text("without a key")
+    field = page.get_by_label("Key", exact=True)
+    for wrong, why in (("nrw_wrong", "not known here"), ("nrw_ключ", "copy it again")):
+        field.fill(wrong)
+        page.keyboard.press("Enter")
+        expect(message).to_contain_text(why)
+        expect(field).to_have_value(wrong)
+        expect(field).to_be_focused()
+        expect(page.locator("#key-button")).to_have_text("Key")
+        assert page.evaluate("localStorage['narrows.key']") is None
+    page.get_by_role("tab", name="Usage").click()
+    expect(page.locator("#usage")).to_contain_text("told to whoever has a key")
+    expect(page.locator("#usage-cards")).to_be_hidden()
+    page.get_by_role("tab", name="Code").click()
+    field.fill(visit.house.key())
     page.keyboard.press("Enter")
     expect(message).to_be_hidden()
     expect(ghost(page)).not_to_be_empty()
@@ -63,6 +73,16 @@ def test_a_key_in_the_address_is_taken_out_of_it(visit: Visit) -> None:
     page.reload()
     expect(ghost(page)).not_to_be_empty()
     visit.check()
+
+
+def test_a_key_that_is_no_longer_known_is_not_kept(visit: Visit) -> None:
+    visit.page.add_init_script("localStorage['narrows.key'] ??= 'nrw_revoked'")
+    page = visit.open()
+    expect(page.locator("#key-message")).to_contain_text("not known here")
+    expect(page.get_by_label("Key", exact=True)).to_have_value("nrw_revoked")
+    assert page.evaluate("localStorage['narrows.key']") is None
+    expect(page.get_by_role("button", name="Complete", exact=True)).to_be_disabled()
+    visit.check(401)
 
 
 def test_where_no_model_chats_there_is_no_such_tab(visit: Visit) -> None:

@@ -46,7 +46,7 @@ def test_the_first_visit_completes_the_sample_and_tab_accepts_it(visit: Visit, e
 
 def test_what_it_says_of_costs_is_the_price_books(visit: Visit) -> None:
     page = visit.open(visit.house.key("payer"))
-    sums = dict.fromkeys(("here", *ELSEWHERE), 0)
+    sums = dict.fromkeys(("embedded", *ELSEWHERE), 0)
     for number in (1, 2):
         heading = page.locator("#code-figures h3")
         expect(heading).to_have_text(f"Since you opened the page: {number} answer{'s' if number > 1 else ''}")
@@ -63,6 +63,8 @@ def test_what_it_says_of_costs_is_the_price_books(visit: Visit) -> None:
             assert {name: cost.strip() for name, cost, _ in lines} == {name: shown(cost) for name, cost in told.items()}
             for (_, _, ratio), cost in zip(lines, told.values(), strict=True):
                 assert float(ratio.strip("×").replace(",", "")) == pytest.approx(cost / own, rel=0.005)
+        places = "rows => new Set(rows.map((row) => row.lastChild.previousSibling.getBoundingClientRect().right)).size"
+        assert page.locator("#code-figures tbody tr").evaluate_all(places) == 1
         page.get_by_role("button", name="Complete", exact=True).click()
     visit.check()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def test_usage_is_the_ledgers(visit: Visit, tmp_path: Path) -> None:
     assert sum(picodollars(row["cost_dollars"]) for row in rows) == picodollars(total[1:])
     page.get_by_label("From", exact=True).fill("2026-01-05")
     page.get_by_label("To", exact=True).fill("2026-01-07")
-    expect(page.locator("#usage-plot desc")).to_have_text("Nothing was used from 2026-01-05 to 2026-01-07.")
-    expect(page.locator("#usage-requests tbody tr").first).to_be_visible()
+    expect(page.locator("#usage-plot")).to_have_text("Nothing was used in these days.")
+    expect(page.locator("#usage-plot svg")).to_have_count(0)
+    expect(page.get_by_role("button", name="Download CSV")).to_be_disabled()
+    page.get_by_label("To", exact=True).fill("2026-01-04")
+    expect(page.locator("#usage-span")).to_contain_text("The first day is behind the last")
+    expect(page.get_by_label("From", exact=True)).to_have_value("2026-01-05")
+    expect(page.locator("#usage-plot")).to_be_empty()
+    expect(page.locator("#usage-requests tbody td").first).to_have_text(re.compile(r"[\d-]{10} \d\d:\d\d:\d\d"))
+    assert page.locator("#usage-requests .scroll").evaluate("is => is.scrollHeight <= is.clientHeight")
     visit.check(402)

@@ -185,7 +185,10 @@ export function startCode(server, figures) {
   return function setModels(given) {
     models = given;
     fillSelect(model, models.map(({ id }) => [id, id]));
-    for (const id of ["code-complete", "code-sample"]) byId(id).disabled = !models.length;
+    for (const button of [byId("code-complete"), byId("code-sample")]) {
+      button.disabled = !models.length;
+      button.title = models.length ? "" : "Enter a key first.";
+    }
     setWindows();
     if (!models.length) progress.say("Nothing can be asked without a key.");
     if (models.length && !visited) {

@@ -27,7 +27,7 @@ export class Clock {
 /** Shows the last answer and the sums of all since the page was opened, in every panel that it is given. */
 export class Figures {
   _prices = new Map();
-  _sums = { answers: 0, prompt: 0, hit: 0, output: 0, here: 0n, elsewhere: new Map() };
+  _sums = { answers: 0, models: new Set(), prompt: 0, hit: 0, output: 0, here: 0n, elsewhere: new Map() };
 
   constructor(panels) {
     this._panels = panels;
@@ -53,19 +53,25 @@ export class Figures {
     ]);
     const sums = this._sums;
     sums.answers += 1;
+    sums.models.add(model);
     sums.prompt += usage.prompt_tokens;
     sums.hit += tokens.hit;
     sums.output += tokens.output;
     sums.here += here ?? 0n;
     for (const [name, cost] of elsewhere) sums.elsewhere.set(name, (sums.elsewhere.get(name) ?? 0n) + cost);
+    const tables = [
+      { caption: "Cost of this answer", model, here: here ?? 0n, elsewhere },
+      { caption: "Cost of all answers", model: [...sums.models].join(", "), here: sums.here, elsewhere: [...sums.elsewhere] },
+    ];
     for (const panel of this._panels) {
+      const [ofThis, ofAll] = costs(tables);
       panel.replaceChildren(
         element("h2", {}, "This answer"),
         counts(usage.prompt_tokens, tokens.hit, tokens.output, clock.read(tokens.output)),
-        costs(model, here ?? 0n, elsewhere, "Cost of this answer"),
+        ofThis,
         element("h3", {}, `Since you opened the page: ${sums.answers} ${sums.answers === 1 ? "answer" : "answers"}`),
         counts(sums.prompt, sums.hit, sums.output),
-        costs("here", sums.here, [...sums.elsewhere], "Cost of all answers"),
+        ofAll,
         element("p", { class: "hint" }, "The same tokens at each price list, cached ones at its cached price. What was",
           " cut short is under Usage."),
       );
@@ -91,18 +97,30 @@ function counts(prompt, hit, output, times = null) {
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
 }
 
-function costs(model, here, elsewhere, caption) {
-  const texts = aligned([here, ...elsewhere.map(([, cost]) => cost)]);
-  const row = (name, i, ratio, kind) => element("tr", { class: kind },
-    element("th", { scope: "row" }, name), element("td", { class: "number" }, texts[i]),
-    element("td", { class: "number ratio" }, ratio));
-  return element("table", { class: "costs" },
+/** A table for each {caption, model, here, elsewhere}, whose columns stand below one another. */
+function costs(all) {
+  const rows = all.map(({ model, here, elsewhere }) => [
+    { name: model, cost: here, ratio: "1×" },
+    ...elsewhere.map(([name, cost]) => ({ name, cost, ratio: times(cost, here) ?? "–" })),
+  ]);
+  const texts = aligned(rows.flat().map(({ cost }) => cost));
+  rows.flat().forEach((row, i) => (row.text = texts[i]));
+  const widest = (field) => Math.max(...rows.flat().map((row) => row[field].length));
+  return all.map(({ caption }, number) => element("table", { class: "costs" },
     element("caption", { class: "unseen" }, caption),
+    element("colgroup", {}, element("col"), column(widest("text")), column(widest("ratio") + 2)),
     element("thead", { class: "unseen" }, element("tr", {}, ...["Model", "Cost", "Times as much"].map((title) =>
       element("th", { scope: "col" }, title)))),
-    element("tbody", {},
-      row(model, 0, "1×", "here"),
-      ...elsewhere.map(([name, cost], i) => row(name, i + 1, times(cost, here) ?? "–", null))));
+    element("tbody", {}, ...rows[number].map(({ name, text, ratio }, i) => element("tr", { class: i ? null : "here" },
+      element("th", { scope: "row", title: name }, name), element("td", { class: "number" }, text),
+      element("td", { class: "number ratio" }, ratio))))));
+}
+
+/** A column as wide as so many digits. */
+function column(digits) {
+  const made = element("col");
+  made.style.width = `${digits}ch`;
+  return made;
 }
 
 function whole(number) {

@@ -49,15 +49,22 @@ export function startKey(server, onKey) {
     field.focus();
   }
 
-  /** Use a key if it is let in; what was used before stays in use where it is not. */
-  async function offer(key) {
-    if (!/^[!-~]+$/.test(key)) return refuse(key, "A key has letters, digits and underscores alone; copy it again.");
+  /** What is wrong with a key; null where it is let in. */
+  async function faultOf(key) {
+    if (!/^[!-~]+$/.test(key)) return "A key has letters, digits and underscores alone; copy it again.";
     try {
       await server.tryKey(key);
     } catch (problem) {
-      if (UNUSABLE.includes(problem.status)) return refuse(key, problem.message);
+      if (UNUSABLE.includes(problem.status)) return problem.message;
     }
-    use(key);
+    return null;
+  }
+
+  /** Use a key if it is let in; what was used before stays in use where it is not. */
+  async function offer(key) {
+    const fault = await faultOf(key);
+    if (fault) refuse(key, fault);
+    else use(key);
   }
 
   function fromAddress() {
@@ -84,10 +91,11 @@ export function startKey(server, onKey) {
     if (given) offer(given);
   });
   // After all views are there, so that they hear of it.
-  queueMicrotask(() => {
+  queueMicrotask(async () => {
     const given = fromAddress();
-    use(remembered("key"));
-    if (given) offer(given);
+    const fault = given && (await faultOf(given));
+    use(given && !fault ? given : remembered("key"));
+    if (fault) refuse(given, fault);
   });
 
   return {

@@ -6,11 +6,16 @@ import { shown } from "./money.js";
 /** Groups with a colour of their own; the others share one. */
 const MOST = 7;
 const HEIGHT = 220;
-const MARGIN = { top: 12, right: 4, bottom: 24, left: 84 };
+const MARGIN = { top: 12, right: 4, bottom: 24 };
+/** As wide as a digit beside the axis, and the least that is left free there. */
+const DIGIT = 7;
+const LEAST = 84;
+
+export const NOTHING = "Nothing was used in these days.";
 
 /**
  * Draw costs into a place, as wide as it is. `days`: their names in order; `groups`: {name, costs: Map of day to
- * picodollars} each, the costliest first.
+ * picodollars} each, the costliest first. Where nothing cost anything, a sentence stands instead; without days, nothing.
  */
 export function plotDays(place, days, groups) {
   const own = groups.slice(0, MOST);
@@ -22,8 +27,12 @@ export function plotDays(place, days, groups) {
     const width = Math.max(240, place.clientWidth);
     place.replaceChildren(picture(width, days, own, totals, most), legend(own));
   };
-  draw();
   place.observer?.disconnect();
+  if (!most) {
+    const sentence = groups.length ? "What was used in these days cost nothing." : NOTHING;
+    return place.replaceChildren(...(days.length ? [element("p", { class: "hint" }, sentence)] : []));
+  }
+  draw();
   let width = place.clientWidth;
   place.observer = new ResizeObserver(() => {
     if (place.clientWidth === width) return;
@@ -35,18 +44,21 @@ export function plotDays(place, days, groups) {
 
 function picture(width, days, groups, totals, most) {
   const step = niceStep(most);
-  const top = step * ((most + step - 1n) / step || 1n);
-  const inner = { width: width - MARGIN.left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
-  const x = (i) => MARGIN.left + (inner.width * i) / days.length;
+  const top = step * ((most + step - 1n) / step);
+  const amounts = [];
+  for (let amount = 0n; amount <= top; amount += step) amounts.push(amount);
+  const left = Math.max(LEAST, 12 + DIGIT * Math.max(...amounts.map((amount) => shown(amount).length)));
+  const inner = { width: width - left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
+  const x = (i) => left + (inner.width * i) / days.length;
   // Pixels alone are not exact.
   const tall = (amount) => (inner.height * Number((amount * 1_000_000n) / top)) / 1_000_000;
   const bottom = HEIGHT - MARGIN.bottom;
   const barWidth = Math.min(56, Math.max(1, (inner.width / days.length) * 0.72));
   const marks = [];
-  for (let amount = 0n; amount <= top; amount += step) {
+  for (const amount of amounts) {
     const y = bottom - tall(amount);
-    marks.push(drawn("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
-    marks.push(drawn("text", { class: "tick", x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, shown(amount)));
+    marks.push(drawn("line", { class: "grid", x1: left, x2: width - MARGIN.right, y1: y, y2: y }));
+    marks.push(drawn("text", { class: "tick", x: left - 8, y: y + 4, "text-anchor": "end" }, shown(amount)));
   }
   const every = Math.ceil((days.length * 56) / inner.width);
   days.forEach((day, i) => {
@@ -65,10 +77,9 @@ function picture(width, days, groups, totals, most) {
   });
   const total = shown(totals.reduce((sum, one) => sum + one, 0n));
   const highest = days[totals.indexOf(most)];
-  const description = most
-    ? `${days.length} days from ${days[0]} to ${days.at(-1)}, ${total} in all; most on ${highest}, ${shown(most)}. ` +
-      groups.map((group) => `${group.name}: ${shown(summed([group]).total)}`).join("; ")
-    : `Nothing was used from ${days[0]} to ${days.at(-1)}.`;
+  const description =
+    `${days.length} days from ${days[0]} to ${days.at(-1)}, ${total} in all; most on ${highest}, ${shown(most)}. ` +
+    groups.map((group) => `${group.name}: ${shown(summed([group]).total)}`).join("; ");
   return drawn("svg", { role: "img", "aria-labelledby": "plot-title plot-text", viewBox: `0 0 ${width} ${HEIGHT}`,
     width, height: HEIGHT },
     drawn("title", { id: "plot-title" }, "Cost by day and key, in dollars"),

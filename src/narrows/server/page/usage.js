@@ -2,7 +2,7 @@
 
 import { byId, element, table } from "./dom.js";
 import { picodollars, plain, shown } from "./money.js";
-import { plotDays } from "./plot.js";
+import { NOTHING, plotDays } from "./plot.js";
 
 const LATEST = 50; // requests
 const DAY = 86_400_000; // milliseconds
@@ -12,27 +12,43 @@ export function startUsage(server) {
   const notice = byId("usage-notice");
   const from = byId("usage-from");
   const to = byId("usage-to");
+  const csvButton = byId("usage-csv");
   let newest = 0;
 
   async function show() {
     const own = ++newest;
+    byId("usage-cards").hidden = !server.key;
+    byId("usage-keyless").hidden = Boolean(server.key);
+    notice.textContent = "";
     if (!server.key) return;
+    const isReversed = from.value > to.value;
+    byId("usage-span").textContent = isReversed
+      ? "The first day is behind the last; choose an earlier first day, or a later last one."
+      : "";
+    csvButton.disabled = true;
+    if (isReversed) {
+      showDays([], []);
+      byId("usage-models").replaceChildren();
+    }
     const span = new URLSearchParams({ from: from.value, to: to.value });
     try {
       const key = await server.get("/api/key");
       const isAdmin = key.scopes.includes("admin");
       const [days, models, requests, keys] = await Promise.all([
-        server.get(`/api/usage?by=day&by=key&${span}`),
-        server.get(`/api/usage?by=model&${span}`),
+        isReversed ? null : server.get(`/api/usage?by=day&by=key&${span}`),
+        isReversed ? null : server.get(`/api/usage?by=model&${span}`),
         server.get(`/api/requests?limit=${LATEST}`),
         isAdmin ? server.get("/api/keys") : null,
       ]);
       if (own !== newest) return;
-      notice.textContent = "";
       showMonth(key);
-      showDays(days.rows, from.value, to.value);
-      byId("usage-models").replaceChildren(sums("By model", [["Model", "model"]], models));
-      byId("usage-requests").replaceChildren(latest(requests.rows, new Map(keys?.keys.map((one) => [one.id, one.name]))));
+      if (!isReversed) {
+        showDays(days.rows, daysBetween(from.value, to.value));
+        byId("usage-models").replaceChildren(sums("By model", [["Model", "model"]], models));
+        csvButton.disabled = !days.rows.length;
+      }
+      const names = new Map(keys?.keys.map((one) => [one.id, one.name]));
+      byId("usage-requests").replaceChildren(latest(requests.rows, names));
       byId("usage-all-keys").hidden = !isAdmin;
       if (isAdmin) byId("usage-keys").replaceChildren(allKeys(keys.keys));
     } catch (problem) {
@@ -40,7 +56,7 @@ export function startUsage(server) {
     }
   }
 
-  byId("usage-csv").addEventListener("click", async () => {
+  csvButton.addEventListener("click", async () => {
     const span = new URLSearchParams({ from: from.value, to: to.value });
     try {
       const told = await server.get(`/api/usage?by=key&by=model&by=day&${span}`);
@@ -55,9 +71,7 @@ export function startUsage(server) {
   from.value = `${today.slice(0, 8)}01`;
   for (const field of [from, to]) {
     field.addEventListener("change", () => {
-      if (!from.value || !to.value) return;
-      if (from.value > to.value) (field === from ? to : from).value = field.value;
-      show();
+      if (from.value && to.value) show();
     });
   }
   return show;
@@ -75,7 +89,7 @@ function showMonth(key) {
   const facts = [
     ["reserved by requests under way", shown(reserved)],
     ["good for", key.scopes.join(", ")],
-    ["expires", key.expires === null ? null : when(key.expires)],
+    ["expires (UTC)", key.expires === null ? null : when(key.expires)],
     ["requests a minute", key.requests_per_minute?.toLocaleString("en")],
     ["tokens a minute", key.tokens_per_minute?.toLocaleString("en")],
     ["requests at once", key.concurrency?.toLocaleString("en")],
@@ -98,9 +112,13 @@ function meter(spent, reserved, budget) {
     part("spent", spent), part("reserved", reserved));
 }
 
-function showDays(rows, from, to) {
+function daysBetween(first, last) {
   const days = [];
-  for (let day = Date.parse(from); day <= Date.parse(to); day += DAY) days.push(new Date(day).toISOString().slice(0, 10));
+  for (let day = Date.parse(first); day <= Date.parse(last); day += DAY) days.push(new Date(day).toISOString().slice(0, 10));
+  return days;
+}
+
+function showDays(rows, days) {
   const groups = new Map();
   for (const row of rows) {
     const group = groups.get(row.key) ?? { name: `${row.name} (${row.key})`, costs: new Map(), total: 0n };
@@ -110,13 +128,14 @@ function showDays(rows, from, to) {
   }
   const costliest = [...groups.values()].sort((one, other) => Number(other.total - one.total));
   plotDays(byId("usage-plot"), days, costliest);
+  byId("usage-table").hidden = !rows.length;
   const total = { ...totals(rows), day: "Total", name: "" };
   byId("usage-days").replaceChildren(sums("By day and key", [["Day", "day"], ["Key", "name"]], { rows, total }));
 }
 
 /** Sums as a table: what they are grouped by, then the counts. */
 function sums(caption, groups, { rows, total }) {
-  if (!rows.length) return element("p", { class: "hint" }, "Nothing was used on these days.");
+  if (!rows.length) return element("p", { class: "hint" }, NOTHING);
   const columns = [
     ...groups.map(([title, field]) => ({ title, of: (row) => row[field] ?? "Total" })),
     ...["requests", "hit", "miss", "output", "reasoning"].map((field, i) => ({
@@ -148,7 +167,7 @@ function allKeys(keys) {
     { title: "Spent", of: (key) => picodollars(key.spent), money: true },
     { title: "Reserved", of: (key) => picodollars(key.reserved), money: true },
     { title: "Budget", of: (key) => (key.budget === null ? "none" : shown(picodollars(key.budget))), number: true },
-    { title: "Made", of: (key) => when(key.created) },
+    { title: "Made (UTC)", of: (key) => when(key.created) },
   ], keys);
 }
 
@@ -156,7 +175,7 @@ function allKeys(keys) {
 function latest(rows, names) {
   if (!rows.length) return element("p", { class: "hint" }, "There were no requests yet.");
   return table("Latest requests", [
-    { title: "Began", of: (row) => when(row.started) },
+    { title: "Began (UTC)", of: (row) => when(row.started) },
     { title: "Key", of: (row) => names.get(row.key) ?? element("code", {}, row.key) },
     { title: "Model", of: (row) => row.model },
     { title: "Outcome", of: (row) => row.outcome ?? row.state },
@@ -192,7 +211,7 @@ function seconds(number) {
   return number == null ? "–" : `${number.toFixed(2)} s`;
 }
 
-/** A moment in UTC, as the ledger counts its days. */
+/** A moment in UTC, as the ledger counts its days, to the second. */
 function when(moment) {
-  return new Date(moment).toISOString().slice(0, 16).replace("T", " ");
+  return new Date(moment).toISOString().slice(0, 19).replace("T", " ");
 }
