@@ -227,7 +227,13 @@ def test_dropped_files_are_read_before_the_prompt_in_one_order(visit: Visit, tmp
     script.replies = [reply("one()")]
     drop(page, "#context", project)
     expect(page.locator("#context-list .path")).to_have_text(["project/a/z.py", "project/b.py"])
-    expect(page.locator("#context-message")).to_contain_text("1 passed over")
+    page.get_by_text("3 passed over").click()
+    told = [line.replace("\n", " ") for line in page.locator("#context-passed-over li").all_inner_texts()]
+    assert told == [
+        "project/.git/ hidden",
+        "project/__pycache__/ made by a tool",
+        "project/image.bin not a text in UTF-8",
+    ]
     drop(page, "#editor", later)
     page.set_input_files("#context-files-input", [tmp_path / "later.py"])  # again: it is there once
     paths = page.locator("#context-list .path")
@@ -254,9 +260,10 @@ def test_what_does_not_fit_is_left_out_and_said(visit: Visit, tmp_path: Path) ->
     script.replies = [reply("one()")]
     page.set_input_files("#context-files-input", [tmp_path / name for name in ("far.py", "middle.py", "near.py")])
     expect(page.locator("#context-message")).to_have_text(
-        "2 of 3 files do not fit whole into 4,096 tokens; the list is read from its end."
+        "2 of 3 files do not fit whole into 4,096 tokens; those nearest to your code are read."
     )
-    expect(page.locator("#context-list .read").first).to_have_text("left out")
+    expect(page.locator("#context-list .path")).to_have_text(["middle.py", "near.py", "far.py"])
+    expect(page.locator("#context-list .read").last).to_have_text("left out")
     write(page, "x = ")
     page.keyboard.press("Control+Space")
     expect(ghost(page)).to_have_text("one()")
