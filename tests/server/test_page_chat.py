@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import expect
 
 from narrows.economics.money import shown
@@ -43,9 +45,12 @@ def test_a_chat_can_be_stopped(visit: Visit) -> None:
     script = visit.house.script
     page = visit.open(visit.house.key("stopper"))
     page.get_by_role("tab", name="Chat").click()
-    script.replies, script.pause = [reply("</think>", "endless " * 300)], 0.03
+    script.replies, script.pause, script.steps = [reply("</think>", "endless " * 300)], 0.6, 4
     page.get_by_label("Message").fill("Go on.")
     page.keyboard.press("Enter")
+    expect(page.locator("#chat-status")).to_have_text(re.compile(r"Reading \d+ of \d+ tokens"))
+    expect(page.get_by_role("progressbar", name="Prompt that is read")).to_be_visible()
+    script.pause = 0.03
     expect(page.locator("#chat-messages .content")).to_contain_text("endless endless")
     script.ended.clear()
     page.get_by_role("button", name="Stop").click()

@@ -143,8 +143,8 @@ def test_what_is_seen_lies_where_the_text_areas_own_letters_lie(visit: Visit) ->
     area = page.locator("#editor").evaluate(
         "is => [-is.scrollLeft, -is.scrollTop, is.scrollHeight - parseFloat(getComputedStyle(is).paddingBottom)]"
     )
-    theirs = """is => [is.getBoundingClientRect().left - is.parentElement.getBoundingClientRect().left - 1, -is.scrollTop,
-        is.scrollHeight - parseFloat(getComputedStyle(is).paddingBottom)]"""
+    theirs = """is => [is.getBoundingClientRect().left - is.parentElement.getBoundingClientRect().left - 1,
+        -is.scrollTop, is.scrollHeight - parseFloat(getComputedStyle(is).paddingBottom)]"""
     assert area[0] < 0 > area[1]
     wait_for(lambda: page.locator("#mirror").evaluate(theirs) == pytest.approx(area, abs=0.5), 5)
     visit.check()

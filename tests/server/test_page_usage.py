@@ -61,6 +61,7 @@ def test_usage_is_the_ledgers(visit: Visit, tmp_path: Path) -> None:
     expect(page.locator("#usage-span")).to_contain_text("The first day is behind the last")
     expect(page.get_by_label("From", exact=True)).to_have_value("2026-01-05")
     expect(page.locator("#usage-plot")).to_be_empty()
+    expect(page.locator("#usage-by-model")).to_be_hidden()
     expect(page.locator("#usage-requests tbody td").first).to_have_text(re.compile(r"[\d-]{10} \d\d:\d\d:\d\d"))
     assert page.locator("#usage-requests .scroll").evaluate("is => is.scrollHeight <= is.clientHeight")
     visit.check(402)

@@ -61,7 +61,12 @@ export class Figures {
     for (const [name, cost] of elsewhere) sums.elsewhere.set(name, (sums.elsewhere.get(name) ?? 0n) + cost);
     const tables = [
       { caption: "Cost of this answer", model, here: here ?? 0n, elsewhere },
-      { caption: "Cost of all answers", model: [...sums.models].join(", "), here: sums.here, elsewhere: [...sums.elsewhere] },
+      {
+        caption: "Cost of all answers",
+        model: [...sums.models].join(", "),
+        here: sums.here,
+        elsewhere: [...sums.elsewhere],
+      },
     ];
     for (const panel of this._panels) {
       const [ofThis, ofAll] = costs(tables);

@@ -26,10 +26,8 @@ export function startUsage(server) {
       ? "The first day is behind the last; choose an earlier first day, or a later last one."
       : "";
     csvButton.disabled = true;
-    if (isReversed) {
-      showDays([], []);
-      byId("usage-models").replaceChildren();
-    }
+    byId("usage-by-model").hidden = isReversed;
+    if (isReversed) showDays([], []);
     const span = new URLSearchParams({ from: from.value, to: to.value });
     try {
       const key = await server.get("/api/key");
