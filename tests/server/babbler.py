@@ -18,7 +18,8 @@ from narrows.text.tokenizer import EOS
 from tests.server.scripted import VOCABULARY, call, calls, tokens_of
 from tests.text.conversations import EMBEDDED
 
-# Whatever a job allows, an answer has no more tokens than this.
+# Whatever a job allows, its answers have no more tokens together, since each is drawn under a mask.
+_MOST_TOKENS = 200
 _LONGEST = 40
 
 _REPLIES = [
@@ -94,7 +95,7 @@ class Babble:
         reply = iter(random.choice(_REPLIES))
         told: list[Event] = []
         reason: FinishReason = "length"
-        for _ in range(min(job.parameters.max_tokens, _LONGEST)):
+        for _ in range(min(job.parameters.max_tokens, _LONGEST, 1 + _MOST_TOKENS // job.parameters.n)):
             if self._cancelled & {None, index}:
                 reason = "cancelled"
                 break

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, BeforeValidator, Field
 
 from narrows.economics.money import picodollars, plain
 from narrows.errors import NarrowsError
@@ -31,12 +32,30 @@ _INNER = {"key_id", "fingerprint", "instance", "reserved", "day"}
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrency")
 
 
+def _day(given: str) -> date:
+    """A day as it is written: pydantic reads numbers as well, as seconds since 1970."""
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", given):
+        raise ValueError("a day is written YYYY-MM-DD")
+    return date.fromisoformat(given)
+
+
+def _moment(given: Any) -> datetime:
+    """The same of a time."""
+    if not isinstance(given, str):
+        raise ValueError("a time is text such as 2030-01-31T12:00:00Z")
+    return datetime.fromisoformat(given)
+
+
+_Day = Annotated[date, BeforeValidator(_day)]
+_Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
+
+
 class NewKey(Body):
     """POST /api/keys. `budget`: dollars a calendar month, as text."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     scopes: Annotated[list[Scope], Field(min_length=1)] = Field(default=["inference"])
-    expires: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    expires: _Moment | None = None
     budget: Short | None = None
     requests_per_minute: _Limit | None = None
     tokens_per_minute: _Limit | None = None
@@ -70,8 +89,8 @@ def router(accounts: LedgerAccounts) -> APIRouter:
     def usage(
         request: Request,
         by: Annotated[Sequence[Group], Query()] = ("key",),
-        since: Annotated[date | None, Query(alias="from")] = None,
-        until: Annotated[date | None, Query(alias="to")] = None,
+        since: Annotated[_Day | None, Query(alias="from")] = None,
+        until: Annotated[_Day | None, Query(alias="to")] = None,
         key: Annotated[str | None, Query(max_length=64)] = None,
     ) -> dict[str, Any]:
         """Sums over requests that have ended, by any of key, model and day (UTC), both days included."""
@@ -83,8 +102,8 @@ def router(accounts: LedgerAccounts) -> APIRouter:
     def requests(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        since: Annotated[date | None, Query(alias="from")] = None,
-        until: Annotated[date | None, Query(alias="to")] = None,
+        since: Annotated[_Day | None, Query(alias="from")] = None,
+        until: Annotated[_Day | None, Query(alias="to")] = None,
         key: Annotated[str | None, Query(max_length=64)] = None,
     ) -> dict[str, Any]:
         """The latest requests, those under way too."""
