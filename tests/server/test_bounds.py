@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import openai
+import pytest
 
 from narrows.engine.model import Model
 from narrows.server.engine_backend import EngineBackend
-from tests.server.scripted import KEY, Live, Scripted, live, reply
+from narrows.server.settings import Settings
+from tests.server.scripted import KEY, Live, Scripted, live, reply, wait_for
 from tests.server.test_accounts import House, locked
 from tests.server.test_door import ask
 
@@ -100,3 +103,20 @@ def test_a_locked_ledger_keeps_nobody_from_reading(tmp_path: Path) -> None:
                 one.join()
         assert seconds < 0.3 * 60 / 16  # what a queue of all threads would take
         assert house.ledger.requests() == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_does_not_read_is_hung_up_on(stream: bool) -> None:
+    """Over a real socket: megabytes, of which nobody reads one."""
+    script = Scripted(replies=[reply("x")])
+    with live(script, settings=Settings(send_seconds=0.5)) as server:
+        asked = {"model": "scripted", "prompt": "a = 1\n" * 1000, "n": 128, "echo": True, "stream": stream}
+        body = json.dumps({**asked, "max_tokens": 1}).encode()
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-api-key: {KEY}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            wait_for(lambda: server.ledger.rows and server.ledger.rows[0].outcome, 30)
+            wait_for(lambda: not server.server.server_state.connections, 30)

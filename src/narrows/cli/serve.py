@@ -18,6 +18,9 @@ from narrows.cli.options import DeviceOption, LedgerOption, PrecisionOption
 from narrows.errors import NarrowsError, UsageError
 
 if TYPE_CHECKING:
+    from narrows.engine.limits import Limits
+    from narrows.engine.model import Model
+    from narrows.engine.store import Prefixes
     from narrows.ledger.ledger import Ledger
     from narrows.server.backend import ModelInfo
     from narrows.server.engine_backend import EngineBackend
@@ -102,7 +105,9 @@ def serve(
     if cache is not None and no_cache:
         raise UsageError("--cache and --no-cache contradict each other; give one of them.")
 
+    from narrows.cli.complete import kept_prefixes
     from narrows.economics.prices import PriceBook
+    from narrows.engine.model import load
     from narrows.ledger.ledger import Ledger
     from narrows.server.app import create_app
     from narrows.server.ledger_accounts import LedgerAccounts
@@ -123,8 +128,9 @@ def serve(
         tariff = Tariff(book, named)
         for name in named:
             tariff.entry(name, datetime.now(UTC).date())  # before any weight is read
+        limits, prefixes = _limits(slots, memory), None if no_cache else kept_prefixes(cache)
         backends = [
-            _backend(name, source, chat, slots, memory, None if no_cache else cache, no_cache, device, precision)
+            _backend(name, load(source, device=device, precision=precision), chat, limits, prefixes)
             for name, source in named.items()
         ]
         accounts = LedgerAccounts(opened, tariff)
@@ -196,29 +202,21 @@ def _has_keys(ledger: Ledger) -> bool:
     return any(key.state(now) == "active" for key in known)
 
 
-def _backend(
-    name: str,
-    source: str,
-    chat: bool | None,
-    slots: int,
-    memory: float | None,
-    cache: Path | None,
-    no_cache: bool,
-    device: str,
-    precision: str | None,
-) -> EngineBackend:
-    from narrows.cli.complete import kept_prefixes
-    from narrows.engine.limits import Limits
-    from narrows.engine.model import Model, free_memory, load
+def _backend(name: str, loaded: Model, chat: bool | None, limits: Limits, prefixes: Prefixes | None) -> EngineBackend:
+    from narrows.engine.model import Model
     from narrows.server.engine_backend import EngineBackend
+
+    chats = loaded.config.trained_context is None if chat is None else chat
+    return EngineBackend(Model(loaded.network, loaded.tokenizer, limits, prefixes), name, chat=chats)
+
+
+def _limits(slots: int, memory: float | None) -> Limits:
+    from narrows.engine.limits import Limits
+    from narrows.engine.model import free_memory
 
     if memory is not None and not 0 < memory < 2**20:
         raise UsageError(f"--memory is {memory:g}; give GiB above 0.")
-    limits = Limits(memory=free_memory() // 4 if memory is None else round(memory * 2**30), slots=slots)
-    prefixes = None if no_cache else kept_prefixes(cache)
-    loaded = load(source, device=device, precision=precision)
-    chats = loaded.config.trained_context is None if chat is None else chat
-    return EngineBackend(Model(loaded.network, loaded.tokenizer, limits, prefixes), name, chat=chats)
+    return Limits(memory=free_memory() // 4 if memory is None else round(memory * 2**30), slots=slots)
 
 
 def _appending(path: Path):  # type: ignore[no-untyped-def]  # a file, which is its own context
