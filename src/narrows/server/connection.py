@@ -16,16 +16,30 @@ from narrows.server.errors import ApiError, error_response
 class Connection(H11Protocol):
     """uvicorn's, whose own answer is in no protocol's shape, and which waits for ever."""
 
-    def __init__(self, *given: Any, head_seconds: float, **named: Any) -> None:
-        """`head_seconds`: until a connection has sent the head of its first request."""
+    def __init__(self, *given: Any, head_seconds: float, send_seconds: float, **named: Any) -> None:
+        """`head_seconds`: until a connection has sent the head of its first request; `send_seconds`: that a client may
+        take to read what was written when the connection closes."""
         super().__init__(*given, **named)
-        self._head_seconds = head_seconds
+        self._head_seconds, self._send_seconds = head_seconds, send_seconds
         self.app_state = {**self.app_state, "connection": self}  # for who has to end it
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.loop.call_later(self.timeout_keep_alive + self._send_seconds, self._end_closing)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.loop.call_later(self._send_seconds, self._end_closing)
+
+    def _end_closing(self) -> None:
+        """A close waits until all that was written has been read; not longer than this."""
+        if self.transport.is_closing():
+            self.transport.abort()
 
     def abort(self) -> None:
         """End it at once, whatever has not been read."""

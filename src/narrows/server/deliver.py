@@ -75,11 +75,7 @@ class Whole(Delivery):
         except Exception as fault:
             raise await self._fault(fault) from None
         response = await self._threads.run("answers", lambda: JSONResponse(dict(generation.answer.whole())))
-        try:
-            async with asyncio.timeout(self._settings.send_seconds):
-                await response(scope, receive, send)
-        except TimeoutError:
-            _hang_up(scope)
+        await response(scope, receive, send)
 
 
 class Stream(Delivery):

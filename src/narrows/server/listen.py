@@ -40,7 +40,11 @@ class Server(uvicorn.Server):
             app,
             ssl_certfile=certificate,
             ssl_keyfile=private_key,
-            http=partial(Connection, head_seconds=self._service.settings.body_seconds),  # type: ignore[arg-type]
+            http=partial(  # type: ignore[arg-type]
+                Connection,
+                head_seconds=self._service.settings.body_seconds,
+                send_seconds=self._service.settings.send_seconds,
+            ),
             ws="none",
             lifespan="off",
             log_config=None,
