@@ -45,9 +45,10 @@ class Served:
                 break
         self.greeting = "".join(lines)
         self.log: list[dict[str, Any]] = []
-        threading.Thread(target=self._read_log, daemon=True).start()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
         found = re.search(r"https?://[^\s/]+", self.greeting)
-        assert found, self.process.communicate()
+        assert found, self.greeting
         self.url = found[0]
 
     def _read_log(self) -> None:
@@ -59,6 +60,13 @@ class Served:
         self.process.send_signal(number)
         return self.process.wait(60)
 
+    def close(self) -> None:
+        """Kill it if it still runs, and close its pipes."""
+        self.process.kill()
+        self._reader.join()
+        with self.process:  # waits, and closes
+            pass
+
 
 @contextmanager
 def served(folder: Path, *options: str) -> Iterator[Served]:
@@ -66,8 +74,7 @@ def served(folder: Path, *options: str) -> Iterator[Served]:
     try:
         yield server
     finally:
-        server.process.kill()
-        server.process.wait()
+        server.close()
 
 
 def get(url: str, secret: str, body: Any = None, tls: ssl.SSLContext | None = None, **headers: str) -> tuple[int, Any]:

@@ -205,7 +205,7 @@ def test_two_processes_share_a_directory_and_may_be_killed_at_any_moment(tmp_pat
         for writer in writers:
             assert writer.poll() is None, "a writer failed"
             writer.send_signal(signal.SIGKILL)
-            writer.wait()
+            writer.communicate()
         store = store_in(tmp_path, most_bytes=budget)
         found = 0
         for _ in range(200):
