@@ -53,7 +53,7 @@ class Product:
 def decode_work(config: AnyConfig, context: int) -> list[Product]:
     """The products of one token, the last of a context of so many, itself included. UsageError for none, or more than
     the network has positions."""
-    _check(config, context)
+    check_context(config, context)
     return list(_products(config, context - 1, 1))
 
 
@@ -61,7 +61,7 @@ def prefill_work(config: AnyConfig, tokens: int, past: int = 0, *, logits: int =
     """The products of so many tokens behind `past` others, of which the head reads the last `logits`."""
     if tokens < 1 or past < 0 or not 0 <= logits <= tokens:
         raise UsageError(f"{tokens} tokens behind {past}, of which the head reads {logits}: give numbers that can be.")
-    _check(config, past + tokens)
+    check_context(config, past + tokens)
     return list(_products(config, past, tokens, logits))
 
 
@@ -70,7 +70,8 @@ def total(work: Iterable[Product]) -> Fraction:
     return sum((product.equivalent for product in work), Fraction(0))
 
 
-def _check(config: AnyConfig, context: int) -> None:
+def check_context(config: AnyConfig, context: int) -> None:
+    """UsageError for none, or more than the network has positions."""
     if isinstance(context, bool) or not isinstance(context, int) or context < 1:
         raise UsageError(f"the context is {context!r}; give a whole number of tokens from 1.")
     # V3.2's positions end where it was trained to; its formulas do not.
