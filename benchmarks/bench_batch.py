@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from benchmarks import measured_model
-from benchmarks.machine import cache_bytes_read, product_rate, read_bandwidth, weight_bytes
 from benchmarks.record import RESULTS, record
 from narrows.checkpoints.native import load_native
+from narrows.economics.chips import Chip
+from narrows.economics.layout import Layout
+from narrows.economics.measure import product_rate, read_bandwidth
+from narrows.economics.roofline import Deployment
 from narrows.engine.paged_history import PagedHistory, block_tokens
-from narrows.model.count import count
 from narrows.model.native_network import NativeNetwork
 from narrows.model.precision import Precision
 from narrows.model.segments import positions_of
@@ -54,9 +56,8 @@ def measure(network: NativeNetwork, requests: int) -> float:
 
 def roofline(requests: int, bandwidth: float, rate: float) -> float:
     """The least seconds of such a step."""
-    read = weight_bytes(CONFIG, PRECISION, requests) + requests * cache_bytes_read(CONFIG, PRECISION, PAST)
-    operations = 2 * count(CONFIG).active * requests
-    return max(read / bandwidth, operations / rate)
+    here = Chip("here", "", "cpu", memory=1 << 34, bandwidth=bandwidth, rates={"bf16": rate}, node=1)
+    return Deployment(CONFIG, here, Layout(), PRECISION).step(requests, PAST + 1).seconds
 
 
 def plot(medians: list[dict[str, Any]], path: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.machine import bytes_per_token, read_bandwidth
 from benchmarks.record import record
+from narrows.economics.measure import read_bandwidth
+from narrows.economics.traffic import bytes_per_token
 from narrows.engine.paged_history import PagedHistory
 from narrows.model.config import LayerKind, ModelConfig
 from narrows.model.native_network import NativeNetwork

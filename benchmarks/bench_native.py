@@ -24,9 +24,10 @@ import torch
 
 from benchmarks import llama_cpp, measured_model
 from benchmarks.bench_engine import CHUNK, THREADS, Run, Timed, run_engine, run_transformers
-from benchmarks.machine import bytes_per_token, read_bandwidth
 from benchmarks.record import RESULTS, record
 from narrows.checkpoints.cache_folder import VARIABLE
+from narrows.economics.measure import read_bandwidth
+from narrows.economics.traffic import bytes_per_token
 from narrows.engine.paged_history import PagedHistory, block_tokens
 from narrows.model.forward import Forward
 from narrows.model.precision import Precision

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from benchmarks import machine
-from benchmarks.machine import bytes_per_token, cache_bytes_read, read_bandwidth, weight_bytes
+from narrows.economics import measure
+from narrows.economics.measure import read_bandwidth
+from narrows.economics.storage import history_read
+from narrows.economics.traffic import bytes_per_token, weights_read
 from narrows.model.config import ModelConfig
 from narrows.model.count import count
 from narrows.model.precision import Precision
@@ -27,13 +29,14 @@ def test_the_tiny_configuration_by_hand() -> None:
     hca = 2 * 2 * 32 * 64 + 4 * 128 * 32 + 2 * 32
     ends = 2 * 64 + 2 * 64 + 4 * (4 * 256 + 4 + 1) + 2 * 512 * 64
     weights = 4 * (hyper + norms + attention + router + experts + shared) + 2 * csa + hca + ends
-    assert weight_bytes(TINY, Precision.OFFICIAL) == weights
+    assert weights_read(TINY, Precision.OFFICIAL) == weights
 
     entry, key = 24 + 2 * 8 + 8, 32 // 2 + 1
-    assert cache_bytes_read(TINY, Precision.OFFICIAL, 0) == 0
-    assert cache_bytes_read(TINY, Precision.OFFICIAL, 40) == 4 * 40 * entry + 2 * 10 * entry
-    late = 4 * 127 * entry + 2 * (16 * entry + 250 * key) + 7 * entry
-    assert bytes_per_token(TINY, Precision.OFFICIAL, 1000) == weights + late
+    read = [sum(one.bytes for one in history_read(TINY, context)) for context in (1, 40, 1000)]
+    assert read[0] == 4 * entry  # its own, in every layer's window
+    assert read[1] == 4 * 40 * entry + 2 * 10 * entry  # of ten entries all are read, and no key
+    assert read[2] == 4 * 128 * entry + 2 * (16 * entry + 250 * key) + 7 * entry
+    assert bytes_per_token(TINY, Precision.OFFICIAL, 999) == weights + read[2]
 
 
 @given(configurations())
@@ -42,11 +45,11 @@ def test_in_float32_they_are_the_parameters_that_a_token_uses_and_its_rows_of_ta
     hashed = config.num_hash_layers
     biases = (config.num_hidden_layers - hashed) * config.n_routed_experts
     rows = 4 * config.hidden_size + 8 * hashed * config.num_experts_per_tok
-    assert weight_bytes(config, Precision.FLOAT32) == 4 * (count(config).active + biases) + rows
+    assert weights_read(config, Precision.FLOAT32) == 4 * (count(config).active + biases) + rows
 
 
 def test_memory_is_read_at_a_speed_and_the_threads_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_READ", 1 << 20)
+    monkeypatch.setattr(measure, "_READ", 1 << 20)
     threads = torch.get_num_threads()
     assert 1e8 < read_bandwidth(1) < 1e13
     assert torch.get_num_threads() == threads
