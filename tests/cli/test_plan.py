@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
-from narrows.cli.main import main
-
-Run = Callable[..., tuple[str, str]]
+from tests.cli.conftest import Plan
 
 
-@pytest.fixture
-def narrows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str, code: int = 0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["narrows", "plan", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        shown = capsys.readouterr()
-        assert int(end.value.code or 0) == code, shown.err
-        return shown.out, shown.err
-
-    return run
-
-
-def test_the_claim_is_computed(narrows: Run) -> None:
-    out, _ = narrows("efficiency")
+def test_the_claim_is_computed(plan: Plan) -> None:
+    out, _ = plan("efficiency")
     last = [re.findall(r"[\d.,]+%?", line) for line in out.splitlines() if "1,048,576" in line]
     assert last == [
         ["1,048,576", "1,194.6", "319.4", "26.7%", "120.7", "10.1%"],
@@ -38,16 +21,16 @@ def test_the_claim_is_computed(narrows: Run) -> None:
     ]
 
 
-def test_json_says_the_same(narrows: Run) -> None:
-    told = json.loads(narrows("efficiency", "deepseek-v4-pro", "--context", "128K", "--json")[0])
+def test_json_says_the_same(plan: Plan) -> None:
+    told = json.loads(plan("efficiency", "deepseek-v4-pro", "--context", "128K", "--json")[0])
     assert told["against"] == "deepseek-v3.2"
     assert [*told["models"]] == ["deepseek-v3.2", "deepseek-v4-pro"]
     assert told["models"]["deepseek-v4-pro"][-1]["context"] == 131_072
     assert round(told["models"]["deepseek-v4-pro"][-1]["flops"] / 1e9, 1) == 146.5
 
 
-def test_every_operation_is_explained(narrows: Run) -> None:
-    out, aside = narrows("efficiency", "tiny", "--against", "small", "--context", "4K", "--explain")
+def test_every_operation_is_explained(plan: Plan) -> None:
+    out, aside = plan("efficiency", "tiny", "--against", "small", "--context", "4K", "--explain")
     for name in ("small", "tiny"):
         rows = out[out.index(f"{name}: one token behind 4,095 others") :].splitlines()[4:]
         products = takewhile(str.strip, rows)
@@ -58,9 +41,9 @@ def test_every_operation_is_explained(narrows: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
-def test_curves_are_drawn(narrows: Run, tmp_path: Path, kind: str) -> None:
+def test_curves_are_drawn(plan: Plan, tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"curves.{kind}"
-    _, said = narrows("efficiency", "--context", "64K", "--plot", str(file))
+    _, said = plan("efficiency", "--context", "64K", "--plot", str(file))
     assert said == f"{file}: both curves\n"
     assert file.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
@@ -77,7 +60,7 @@ def test_curves_are_drawn(narrows: Run, tmp_path: Path, kind: str) -> None:
         (("--plot", "/tmp/curves.xyz"), "name a .png, .svg or .pdf file"),
     ],
 )
-def test_what_cannot_be_planned(narrows: Run, arguments: tuple[str, ...], said: str) -> None:
-    _, error = narrows("efficiency", *arguments, code=2)
+def test_what_cannot_be_planned(plan: Plan, arguments: tuple[str, ...], said: str) -> None:
+    _, error = plan("efficiency", *arguments, code=2)
     assert re.fullmatch(r"narrows: .*\n", error)
     assert said in error

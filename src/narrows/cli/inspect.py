@@ -39,7 +39,7 @@ def inspect(
 
 
 def _v4_config(model: str) -> ModelConfig:
-    from narrows.cli.plan import config_of
+    from narrows.cli.configs import config_of
     from narrows.model.config import ModelConfig
 
     config = config_of(model)

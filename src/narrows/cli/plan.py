@@ -1,152 +1,61 @@
-"""`narrows plan`: what a workload costs, computed from configurations alone."""
+"""`narrows plan`: what a workload costs and on which chips, computed from configurations alone."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from narrows.cli.options import help_without_command
-from narrows.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from narrows.economics.work import AnyConfig
+from narrows.cli.plan_chips import chips
+from narrows.cli.plan_cost import cost
+from narrows.cli.plan_efficiency import efficiency
+from narrows.cli.plan_fit import fit
 
 plan = typer.Typer(help="Compute what models cost, without their weights.", rich_markup_mode=None)
-
-_PREDECESSOR = "deepseek-v3.2"
-
-_LETTERS = (
-    "d hidden size, H heads of c channels (V3.2: n without RoPE, p with it, v of value), q and l ranks of queries and "
-    "latents, g groups of rank r at the output, I index heads of e channels, h streams, E experts of width w, k "
-    "of them active, s shared, W the width of dense layers"
-)
+for command in (efficiency, cost, fit, chips):
+    plan.command()(command)
 
 
 @plan.callback(invoke_without_command=True)
-def _plan(context: typer.Context) -> None:
-    """Compute what models cost, without their weights."""
-    help_without_command(context)
-
-
-@plan.command()
-def efficiency(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL", help="Presets, folders or config.json. [default: both published V4 models]"),
-    ] = None,
-    against: Annotated[str, typer.Option(metavar="MODEL", help="What they are compared with.")] = _PREDECESSOR,
-    context: Annotated[str, typer.Option(metavar="N", help="The longest context: tokens, or 128K, 1M.")] = "1M",
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Also show where every operation at the longest context comes from.")
+def _plan(
+    context: typer.Context,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure this machine, so that it can be named as the chip this-machine.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    plot: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", readable=False, help="Draw both curves: PNG, SVG or PDF; may be repeated."),
-    ] = None,
 ) -> None:
-    """Operations a decoded token and bytes of history against the context, beside a predecessor's.
+    """Compute what models cost, without their weights."""
+    if not measure:
+        return help_without_command(context)
+    _measure()
+    if context.invoked_subcommand is None:
+        raise typer.Exit
+    return None
 
-    Operations are equivalents of FP8: one in BF16 counts twice, one in FP4 half.
-    """
+
+def _measure() -> None:
+    from datetime import UTC, datetime
+
     from narrows.cli.output import aside
-    from narrows.cli.tables import print_tables
-    from narrows.economics.efficiency import contexts_up_to, curve
-    from narrows.economics.plot import plot_efficiency
-    from narrows.economics.work import decode_work
+    from narrows.cli.plan_shared import machine_file
+    from narrows.cli.tables import print_tables, table
+    from narrows.economics.measure import NAME, measure
+    from narrows.errors import NarrowsError
 
-    most = _tokens(context)
-    names = dict.fromkeys([against, *(models or ["deepseek-v4-pro", "deepseek-v4-flash"])])
-    configs = {name: config_of(name) for name in names}
-    contexts = contexts_up_to(most)
-    curves = {name: curve(config, contexts) for name, config in configs.items()}
-    works = {name: decode_work(config, most) for name, config in configs.items()}
-    if as_json:
-        told: dict[str, Any] = {
-            name: [{"context": cost.context, "flops": float(cost.flops), "history_bytes": cost.bytes} for cost in costs]
-            for name, costs in curves.items()
-        }
-        print(json.dumps({"against": against, "models": told}, indent=2))
-    else:
-        print_tables(
-            _compared("GFLOPs a token", against, curves, lambda cost: float(cost.flops) / 1e9),
-            _compared("GB of history", against, curves, lambda cost: cost.bytes / 1e9),
-            *([_explained(name, most, work) for name, work in works.items()] if explain else []),
-        )
-        if explain:
-            aside(_LETTERS)
-    for file in plot or []:
-        dense = contexts_up_to(most, least=1024, each=8)
-        plot_efficiency({name: curve(config, dense) for name, config in configs.items()}, file)
-        aside(f"{file}: both curves")
-
-
-def config_of(name: str) -> AnyConfig:
-    """A configuration by a preset's name or a path. UsageError, naming the nearest presets."""
-    from difflib import get_close_matches
-
-    from narrows.checkpoints.checkpoint import read_config
-    from narrows.checkpoints.hub import local
-    from narrows.checkpoints.paths import exists
-    from narrows.model.presets import PRESETS
-    from narrows.model.v32.config import V32
-
-    presets: dict[str, AnyConfig] = {**PRESETS, _PREDECESSOR: V32}
-    if name in presets:
-        return presets[name]
-    path = local(name)
-    if not exists(path):
-        near = get_close_matches(name, presets, n=len(presets), cutoff=0)
-        raise UsageError(f"{name} is neither a path nor a preset; presets, the nearest first: {', '.join(near)}.")
-    return read_config(path)
-
-
-def _tokens(text: str) -> int:
-    """4096, 128K, 1M."""
-    factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:].upper(), 1)
-    number = text[:-1] if factor > 1 else text
-    if not (number.isascii() and number.isdecimal() and 0 < len(number) < 16 and int(number) > 0):
-        raise UsageError(f"--context is {text!r}; give a whole number of tokens from 1, or so many K or M.")
-    return int(number) * factor
-
-
-def _compared(title: str, against: str, curves: Any, of: Any) -> Table:
-    from narrows.cli.tables import table
-
-    others = [name for name in curves if name != against]
-    shares = [column for name in others for column in (name, "share")]
-    made = table(title, "context", against, *shares, left=0)
-    for place, base in enumerate(curves[against]):
-        cells = [cell for name in others for cell in _beside(of(curves[name][place]), of(base))]
-        made.add_row(f"{base.context:,}", _short(of(base)), *cells)
-    return made
-
-
-def _beside(value: float, base: float) -> tuple[str, str]:
-    return _short(value), f"{value / base:.1%}"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.1f}" if value >= 10 else f"{value:,.3g}"
-
-
-def _explained(name: str, context: int, work: Any) -> Table:
-    from narrows.cli.tables import table
-
-    title = f"{name}: one token behind {context - 1:,} others"
-    made = table(title, "component", "product", "GFLOPs", "in", "GFLOPs as FP8", "multiply-adds", left=2)
-    for product in work:
-        made.add_row(
-            product.component,
-            product.name,
-            f"{product.flops / 1e9:,.4g}",
-            product.kind,
-            f"{float(product.equivalent) / 1e9:,.4g}",
-            product.terms,
-        )
-    return made
+    aside("measuring memory and products: a few seconds, and slower figures while anything else runs")
+    found = measure()
+    file = machine_file()
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(found.toml(datetime.now(UTC).date().isoformat()), encoding="utf-8")
+    except OSError as error:
+        raise NarrowsError(f"{file} cannot be written ({error.strerror}); name a folder in $NARROWS_DATA.") from None
+    made = table(NAME, "threads", "memory, GB", "GB/s read", "BF16 GFLOP/s", left=0)
+    made.add_row(
+        str(found.threads),
+        f"{found.memory / 1e9:,.1f}",
+        f"{found.bandwidth / 1e9:,.1f}",
+        f"{found.products / 1e9:,.0f}",
+    )
+    print_tables(made)
+    aside(f"kept in {file}; what it costs is yours to add there")

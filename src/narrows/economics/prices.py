@@ -121,13 +121,34 @@ class PriceBook:
         UsageError for an unknown model, naming the nearest ones, and for a day before its first price.
         """
         if model not in self._entries:
-            near = get_close_matches(model, self.names, n=3, cutoff=0.5) or self.names
-            raise UsageError(f"{model} has no price; the nearest names that have one: {', '.join(near)}.")
+            raise self._unknown(model)
         held = self.known(model, on)
         if held is None:
             first = self._entries[model][0].since
             raise UsageError(f"{model} has no price on {on}; its first one holds from {first} on.")
         return held
+
+    def history(self, model: str) -> tuple[Entry, ...]:
+        """All that held or hold for this model, oldest first. UsageError for an unknown one, naming the nearest."""
+        if model not in self._entries:
+            raise self._unknown(model)
+        return tuple(self._entries[model])
+
+    def resolve(self, name: str) -> str:
+        """The model that a name, or its end, means: v4-pro, opus-4.8. UsageError where none or several do."""
+        if name in self._entries:
+            return name
+        ending = [model for model in self._entries if name and model.endswith(f"-{name}")]
+        if len(ending) > 1:
+            raise UsageError(f"{name} may be any of {', '.join(ending)}; name one.")
+        if not ending:
+            raise self._unknown(name)
+        return ending[0]
+
+    def _unknown(self, model: str) -> UsageError:
+        ends = {name.partition("-")[2]: name for name in self.names} | {name: name for name in self.names}
+        near = dict.fromkeys(ends[end] for end in get_close_matches(model, ends, n=3, cutoff=0.5)) or self.names
+        return UsageError(f"{model} has no price; the nearest names that have one: {', '.join(near)}.")
 
     def known(self, model: str, on: date) -> Entry | None:
         """The same, and None where there is none."""

@@ -1,0 +1,191 @@
+"""`narrows plan chips`: the cheapest set of chips that meets a target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from narrows.cli.configs import config_of
+from narrows.cli.plan_shared import (
+    REACHED,
+    ChipFilesOption,
+    ContextOption,
+    JsonOption,
+    PlannedModelOption,
+    PlannedPrecisionOption,
+    ReachedOption,
+    SpeedOption,
+    chips_of,
+    duration,
+    figure,
+    giga,
+    money,
+    precision_of,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from narrows.economics.chips import Chip
+    from narrows.economics.choose import Choice
+
+
+def chips(
+    have: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--have", metavar="CHIPS", help="Chips you can get: H100, or 16xH100 at most. [default: all that are known]"
+        ),
+    ] = None,
+    model: PlannedModelOption = "deepseek-v4-pro",
+    context: ContextOption = "128K",
+    users: Annotated[int, typer.Option(metavar="N", help="Users whose requests run at once.")] = 10,
+    output: Annotated[str, typer.Option(metavar="N", help="Tokens of the context that are written.")] = "1K",
+    cached: Annotated[
+        str, typer.Option(metavar="SHARE", help="The share of prompts that is known: 0.8 or 80%.")
+    ] = "90%",
+    speed: SpeedOption = 20.0,
+    first_token: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="The first token of who asks alone, at the latest.")
+    ] = None,
+    precision: PlannedPrecisionOption = "official",
+    reached: ReachedOption = REACHED,
+    chip_file: ChipFilesOption = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Show what is known of all chips, with its sources, and nothing else.")
+    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also show where prices and figures come from.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The fewest of every chip that hold all users at the speed asked for, the cheapest first.
+
+    Prompts are read between the steps of those who write. Up to eight nodes of each are tried where no number is
+    given.
+    """
+    from narrows.cli.output import aside
+    from narrows.cli.tables import print_tables
+    from narrows.economics.choose import Target, choose
+    from narrows.economics.serving import Demand
+    from narrows.economics.units import positive, several, share, tokens
+    from narrows.errors import UsageError
+
+    known = chips_of(chip_file)
+    if listed:
+        if as_json:
+            print(json.dumps([chip.told() for chip in known.all], indent=2))
+        else:
+            print_tables(_data(known.all))
+            if explain:
+                print(_sources(known.all))
+        return
+    stock: list[tuple[int | None, Chip]] = [(None, chip) for chip in known.all]
+    if have:
+        stock = [(known.parse(text)[0] if _has_number(text) else None, known.parse(text)[1]) for text in have]
+    whole, written = tokens(context, "--context"), tokens(output, "--output")
+    if written > whole:
+        raise UsageError(f"--output is {output}, more than the context of {context}; give less.")
+    prompt = whole - written
+    demand = Demand(prompt, int(prompt * share(cached, "--cached")), written)
+    limit = None if first_token is None else positive(first_token, "--first-token")
+    target = Target(several(users, "--users"), demand, positive(speed, "--speed"), limit)
+    part = share(reached, "--reached", above=True)
+    found = choose(config_of(model), stock, target, precision=precision_of(precision), reached=part)
+    if as_json:
+        print(json.dumps({"model": model, "choices": [choice.told() for choice in found]}, indent=2))
+        return
+    title = f"{model}: {users:,} users of {whole:,} tokens, {speed:g} tokens/s each"
+    title += f"; of {prompt:,} tokens read {demand.hit:,} known, {written:,} written"
+    print_tables(*_choices(title, found))
+    if explain:
+        print(_sources([choice.chip for choice in found]))
+    aside(f"Reached: {part:.0%} of the roofline. Own: what a bought chip is written off and its power, nothing else.")
+
+
+def _has_number(text: str) -> bool:
+    import re
+
+    return re.match(r"\s*[0-9]+\s*[x×*]", text, re.IGNORECASE) is not None
+
+
+def _choices(title: str, found: list[Choice]) -> list[Table]:
+    from narrows.cli.tables import table
+
+    columns = ("$ an hour", "as", "$ a month", "tokens/s each", "first token, alone", "a million written", "binds")
+    meets = table(title, "chips", "layout", *columns, left=2)
+    misses = table("not with these", "chips", "because", left=2)
+    for choice in found:
+        served = choice.served
+        if served is None:
+            misses.add_row(choice.chip.name, choice.missed)
+            continue
+        step = served.deployment.step(served.at_once, served.demands[0].halfway)
+        meets.add_row(
+            f"{served.chips}x{choice.chip.name}",
+            str(served.deployment.layout),
+            money(served.hourly),
+            _paid(choice.chip),
+            money(served.monthly),
+            figure(served.tokens_per_second),
+            duration(served.first_token_seconds),
+            money(served.dollars_per_million_output),
+            step.binds,
+        )
+    return [one for one in (meets, misses) if one.row_count]
+
+
+def _data(known: Iterable[Chip]) -> Table:
+    from narrows.cli.tables import table
+
+    columns = (
+        "memory",
+        "GB/s",
+        "BF16 TFLOP/s",
+        "FP8",
+        "FP4",
+        "link GB/s",
+        "a node",
+        "network GB/s",
+        "W",
+        "$ an hour",
+        "as",
+    )
+    shown = table("chips", "chip", "maker", *columns, "priced", left=2)
+    for chip in known:
+        told = chip.told()
+        shown.add_row(
+            chip.name,
+            chip.maker,
+            giga(chip.memory),
+            *(
+                _or_dash(told[name])
+                for name in ("bandwidth_gbs", "bf16_tflops", "fp8_tflops", "fp4_tflops", "link_gbs")
+            ),
+            f"{chip.node}",
+            *(_or_dash(told[name]) for name in ("network_gbs", "watts")),
+            money(told["dollars_an_hour"]),
+            _paid(chip),
+            told["priced"] or "–",
+        )
+    return shown
+
+
+def _or_dash(number: float | None) -> str:
+    return "–" if number is None else figure(number)
+
+
+def _paid(chip: Chip) -> str:
+    return "–" if chip.hourly is None else "own" if chip.bought else "rent"
+
+
+def _sources(known: Iterable[Chip]) -> str:
+    """A paragraph a chip: addresses are too long for a table."""
+    said = []
+    for chip in known:
+        lines = [chip.name, f"  figures: {chip.facts}", f"  an hour: {chip.hourly_terms}"]
+        lines += [f"  price: {chip.prices}"] if chip.prices else []
+        lines += [f"  note: {chip.note}"] if chip.note else []
+        said.append("\n".join(lines))
+    return "\n".join(said)

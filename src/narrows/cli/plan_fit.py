@@ -1,0 +1,151 @@
+"""`narrows plan fit`: whether chips hold so many users of so long a context, how fast, and what binds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from narrows.cli.configs import config_of
+from narrows.cli.plan_shared import (
+    REACHED,
+    ChipFilesOption,
+    ContextOption,
+    JsonOption,
+    PlannedModelOption,
+    PlannedPrecisionOption,
+    ReachedOption,
+    chips_of,
+    duration,
+    figure,
+    giga,
+    money,
+    parse_chips,
+    precision_of,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from narrows.economics.fit import Fit
+
+
+def fit(
+    chips: Annotated[str, typer.Option("--chips", metavar="CHIPS", help="How many of which, such as 8xH200.")],
+    context: ContextOption = "128K",
+    users: Annotated[int, typer.Option(metavar="N", help="Users whose requests run at once.")] = 1,
+    model: PlannedModelOption = "deepseek-v4-pro",
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="LAYOUT", help="tp=4,dp=2,pp=1. [default: the fastest that holds all users]"),
+    ] = None,
+    precision: PlannedPrecisionOption = "official",
+    reached: ReachedOption = REACHED,
+    chip_file: ChipFilesOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also show where every millisecond comes from.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether chips hold a model and its users, how fast these write, and what limits them.
+
+    All users write at once, each behind a context of so many tokens. In a layout, tp chips share every attention, dp
+    such groups have users of their own, the experts are spread over both, and pp stages have layers of their own.
+    """
+    from narrows.cli.output import aside
+    from narrows.cli.tables import print_tables
+    from narrows.economics.fit import best_fit
+    from narrows.economics.layout import Layout
+    from narrows.economics.roofline import ROOM, Deployment
+    from narrows.economics.serving import deployments
+    from narrows.economics.units import several, share, tokens
+
+    config = config_of(model)
+    count, chip = parse_chips(chips, chips_of(chip_file))
+    part, kept = share(reached, "--reached", above=True), precision_of(precision)
+    if layout is None:
+        found = deployments(config, chip, count, precision=kept, reached=part)
+    else:
+        chosen = Layout.parse(layout)
+        chosen.check(config, chip, count)
+        found = [Deployment(config, chip, chosen, kept, part)]
+    made = best_fit(found, several(users, "--users"), tokens(context, "--context"))
+    if as_json:
+        print(json.dumps({"model": model, "chip": chip.name, "precision": str(kept)} | made.told(), indent=2))
+        return
+    print(_verdict(model, made))
+    for line in made.advice():
+        print(line)
+    print()
+    print_tables(_memory(made), *([_time(made)] if made.step else []))
+    if explain and made.step:
+        print_tables(_terms(made))
+    aside(
+        f"Reached: {part:.0%} of the roofline. {ROOM:.0%} of every chip's memory is left to what is computed. A step "
+        "is as long as the longer of its products and its memory's, and its links'."
+    )
+
+
+def _verdict(model: str, made: Fit) -> str:
+    deployment = made.deployment
+    where = f"{deployment.layout.chips}x{deployment.chip.name}"
+    what = f"{made.users:,} user{'s' if made.users > 1 else ''} of {made.context:,} tokens"
+    if made.fits:
+        return f"{where} hold {model} and {what}, and have room for {made.capacity:,}."
+    if deployment.weight_bytes > deployment.memory:
+        need = f"{giga(deployment.weight_bytes)} of weights on each, which has {giga(deployment.memory)} for them"
+        return f"{where} do not hold {model}: {need}."
+    return f"{where} hold {model} and {made.capacity:,} of {what}."
+
+
+def _memory(made: Fit) -> Table:
+    from narrows.cli.tables import table
+
+    deployment = made.deployment
+    each = deployment.request_bytes(made.context)
+    shown = table(
+        f"memory of each of {deployment.layout.chips} chips ({deployment.layout})",
+        *("memory", "of it for us", "weights", "left", "a user's history", "users"),
+        left=0,
+    )
+    shown.add_row(
+        giga(deployment.chip.memory),
+        giga(deployment.memory),
+        giga(deployment.weight_bytes),
+        giga(max(0, deployment.memory - deployment.weight_bytes)),
+        giga(each),
+        f"{made.capacity:,}",
+    )
+    return shown
+
+
+def _time(made: Fit) -> Table:
+    from narrows.cli.tables import table
+    from narrows.economics.roofline import SIDES
+
+    step = made.step
+    assert step is not None
+    columns = ("users", *SIDES, "a step", "tokens/s each", "all", "binds")
+    shown = table("a token for each", *columns, "first token, alone", "a million written", left=0)
+    sides = [duration(step.stages * step.of(side) / step.reached) for side in SIDES]
+    shown.add_row(
+        f"{made.now:,}",
+        *sides,
+        duration(step.seconds),
+        figure(1 / step.seconds),
+        figure(made.now / step.seconds),
+        step.binds,
+        duration(made.first_token_seconds),
+        money(made.dollars_per_million),
+    )
+    return shown
+
+
+def _terms(made: Fit) -> Table:
+    from narrows.cli.tables import table
+
+    assert made.step is not None
+    shown = table("a stage of one step, at the roofline", "limit", "part", "µs", "terms", left=2)
+    shown.columns[-1].justify = "left"
+    for part in made.step.parts:
+        shown.add_row(part.side, part.name, f"{part.seconds * 1e6:,.4g}", part.terms)
+    return shown

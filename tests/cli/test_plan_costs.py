@@ -1,0 +1,228 @@
+"""`narrows plan cost`, `fit`, `chips` and `--measure` as a planner meets them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from narrows.economics import measure
+from narrows.economics.chips import Chips
+from tests.cli.conftest import Plan
+
+WORKLOAD = """
+[[requests]]
+name = "agents"
+count = 5000
+per = "day"
+prompt = "32K"
+cached = "80%"
+output = 600
+reasoning = { high = 1500, max = 9000 }
+effort = "high"
+"""
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nobody's own measurement of this machine."""
+    monkeypatch.setenv("NARROWS_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> str:
+    file = tmp_path / "workload.toml"
+    file.write_text(WORKLOAD)
+    return str(file)
+
+
+BILL = ("cost", "--monthly-bill", "10000", "--from", "opus-4.8", "--to", "v4-pro")
+
+
+def test_the_bill_becomes_1392(plan: Plan) -> None:
+    out, aside = plan(*BILL)
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith("deepseek-v4-pro   2026")]
+    assert [(row[1], row[-2], row[-1]) for row in rows] == [
+        ("2026-04-24", "$1,392.00", "7.18"),
+        ("2026-04-27", "$348.00", "28.7"),
+    ]
+    assert "8xH200" in out
+    assert "50% of the roofline" in aside
+    told = json.loads(plan(*BILL, "--json")[0])
+    assert [bill["total"] for bill in told["bills"]] == ["10000.00", "1392.00", "348.00"]
+    hosted = told["hosting"][0]
+    launch = next(even for even in hosted["break_even"] if even["price_since"] == "2026-04-24")
+    assert launch["requests_a_month"] == pytest.approx(hosted["dollars_a_month"] / (1392 / 400_000))
+
+
+def test_what_a_bill_was_paid_for_changes_it(plan: Plan) -> None:
+    told = json.loads(plan(*BILL, "--prompt", "10K", "--cached", "90%", "--reasoning", "500", "--json")[0])
+    opus, launch, _ = (float(bill["total"]) for bill in told["bills"])
+    hit, miss = int(10_240 * 0.9), 10_240 - int(10_240 * 0.9)
+    each = (hit * 0.5 + miss * 5 + 1000 * 25) / 1e6
+    assert told["requests"] == pytest.approx(10_000 / each)
+    assert opus == pytest.approx(10_000)
+    assert launch == pytest.approx(10_000 / each * (hit * 0.145 + miss * 1.74 + 1500 * 3.48) / 1e6)
+
+
+def test_a_workload_with_every_model(plan: Plan, workload: str) -> None:
+    out, _ = plan("cost", "--workload", workload, "--from", "opus-4.8", "--explain")
+    for name in ("claude-opus-4.8", "deepseek-v4-flash", "deepseek-v4-pro"):
+        assert re.search(rf"^ {re.escape(name)} +2026", out, re.MULTILINE)
+    assert "self-hosted" not in out
+    assert "by how much is thought" in out
+    assert re.search(r"written × \$0\.000025 \(https://", out)
+    assert re.search(r"deepseek-v4-pro on 8xH200: weights: routed experts", out)
+    told = {
+        effort: json.loads(plan("cost", "--workload", workload, "--effort", effort, "--json")[0])
+        for effort in ("none", "high", "max")
+    }
+    written = [told[effort]["tokens"]["output"] for effort in ("none", "high", "max")]
+    assert written == [152_188 * output for output in (600, 2100, 9600)]
+    known = json.loads(plan("cost", "--workload", workload, "--cached", "1", "--json")[0])["tokens"]
+    assert (known["miss"], known["hit"]) == (0, 152_188 * 32_768)
+
+
+def test_users_that_fit_and_those_that_do_not(plan: Plan) -> None:
+    out, _ = plan("fit", "--chips", "8xH200", "--context", "1M", "--users", "50")
+    assert out.startswith("8xH200 hold deepseek-v4-pro and 22 of 50 users of 1,048,576 tokens.\n16xH200 would hold")
+    out, _ = plan("fit", "--chips", "8xH200", "--context", "1M", "--users", "4", "--explain")
+    assert "hold deepseek-v4-pro and 4 users of 1,048,576 tokens, and have room for " in out
+    told = json.loads(plan("fit", "--chips", "8xH200", "--context", "1M", "--users", "4", "--json")[0])
+    step = told["step"]
+    memory = step["weights_seconds"] + step["history_seconds"]
+    assert step["seconds"] == pytest.approx(max(step["products_seconds"], memory) + step["links_seconds"])
+    parts = [line for line in out.splitlines() if re.match(r" (products|weights|history|links) ", line)]
+    shown = dict.fromkeys(("products", "weights", "history", "links"), 0.0)
+    for line in parts:
+        side, _, micros = re.split(r"\s{2,}", line.strip())[:3]
+        shown[side] += float(micros.replace(",", "")) / 1e6
+    stages = int(told["layout"].rpartition("=")[2])
+    for side, seconds in shown.items():
+        assert seconds * stages / told["reached"] == pytest.approx(step[f"{side}_seconds"], rel=1e-3, abs=1e-7)
+
+
+def test_a_layout_that_is_given_is_taken(plan: Plan) -> None:
+    told = json.loads(plan("fit", "--chips", "8xH200", "--layout", "tp=4,dp=2", "--reached", "1", "--json")[0])
+    assert (told["layout"], told["reached"]) == ("tp=4,dp=2,pp=1", 1)
+    out, _ = plan("fit", "--chips", "H100", "--model", "deepseek-v4-flash")
+    assert "H100 do not hold deepseek-v4-flash" in out or "H100 hold" in out
+
+
+def test_the_cheapest_chips(plan: Plan) -> None:
+    asked = ("chips", "--users", "10", "--model", "v4-flash", "--json")
+    found = json.loads(plan(*asked)[0])["choices"]
+    assert {choice["chip"] for choice in found} == {chip.name for chip in Chips.load().all}
+    prices = [choice["dollars_an_hour"] for choice in found if choice.get("dollars_an_hour") is not None]
+    assert prices == sorted(prices)
+    assert len(prices) > 4
+    limited = json.loads(plan(*asked, "--have", "2xH200", "--have", "H100")[0])["choices"]
+    assert {choice["chip"] for choice in limited} == {"H200", "H100"}
+    assert all(choice.get("chips", 0) <= 2 for choice in limited if choice["chip"] == "H200")
+    out, _ = plan("chips", "--model", "v4-flash", "--explain")
+    assert re.search(r"^H100\n  figures: https://\S+\n  an hour: rented at \$", out, re.MULTILINE)
+
+
+def test_all_chips_are_listed_with_their_sources(plan: Plan) -> None:
+    out, _ = plan("chips", "--list", "--explain")
+    for chip in Chips.load().all:
+        assert re.search(rf"^ {re.escape(chip.name)} ", out, re.MULTILINE)
+        assert chip.facts in out
+    assert [chip["name"] for chip in json.loads(plan("chips", "--list", "--json")[0])] == [
+        chip.name for chip in Chips.load().all
+    ]
+
+
+def test_this_machine_is_measured_and_then_known(
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+) -> None:
+    _, error = plan("fit", "--chips", "this-machine", "--model", "tiny", code=2)
+    assert error == "narrows: this machine has not been measured yet; `narrows plan --measure` does it.\n"
+    monkeypatch.setattr(measure, "_READ", 1 << 22)
+    monkeypatch.setattr(measure, "_SIDE", 64)
+    out, aside = plan("--measure")
+    assert out.startswith("this-machine ")
+    assert str(data / "machine.toml") in aside
+    chip = Chips.load(data / "machine.toml").find("this-machine")
+    assert chip.bandwidth > 1e6
+    assert chip.rate("fp4") == chip.rate("bf16") > 1e6
+    out, _ = plan("fit", "--chips", "this-machine", "--model", "tiny", "--context", "1000", "--json")
+    told = json.loads(out)
+    assert told["fits"]
+    assert told["step"]["dollars_per_million_output"] is None
+    assert "this-machine" in plan("chips", "--list")[0]
+
+
+_BEYOND = "2,097,152 tokens lies beyond the model's 1,048,576 positions"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("cost",), "give either --workload FILE or --monthly-bill DOLLARS"),
+        ((*BILL, "--workload", "w.toml"), "give either --workload FILE or --monthly-bill DOLLARS"),
+        (("cost", "--monthly-bill", "100"), "a bill is paid to somebody; name the model with --from"),
+        (("cost", "--monthly-bill", "0", "--from", "opus-4.8"), "--monthly-bill is 0; give dollars above 0"),
+        (("cost", "--monthly-bill", "-3", "--from", "opus-4.8"), "--monthly-bill is -3; give dollars from 0 on"),
+        (("cost", "--monthly-bill", "10 EUR", "--from", "opus-4.8"), "--monthly-bill is '10 EUR'; give dollars"),
+        ((*BILL, "--to", "v5-pro"), "v5-pro has no price; the nearest names that have one: deepseek-v4-pro"),
+        ((*BILL, "--cached", "80"), "--cached is '80'; give a share from 0, up to 1"),
+        ((*BILL, "--effort", "max"), "--effort is a workload's; of a bill, --reasoning says how much is thought"),
+        ((*BILL, "--on", "2026-04-25"), "claude-opus-4.8 has no price on 2026-04-25"),
+        ((*BILL, "--output", "0"), "such requests read and write nothing; give --prompt or --output above 0"),
+        ((*BILL, "--chips", "8xH300"), "there is no chip 'H300' here; the nearest: "),
+        ((*BILL, "--speed", "0"), "--speed is 0.0; give a number above 0"),
+        ((*BILL, "--reached", "0"), "--reached is '0'; give a share above 0"),
+        ((*BILL, "--precision", "int8"), "--precision is 'int8'; give one of float32, bf16, fp8, official"),
+        (("cost", "--workload", "{workload}", "--output", "5"), "are a bill's; a workload's file says them"),
+        (
+            ("cost", "--workload", "{workload}", "--effort", "low"),
+            "agents: effort is 'low'; give one of none, high",
+        ),
+        (
+            ("fit", "--chips", "8xH200", "--model", "v5"),
+            "v5 is neither a path nor a preset; presets, the",
+        ),
+        (
+            ("fit", "--chips", "8xH200", "--context", "2M"),
+            _BEYOND,
+        ),
+        (("fit", "--chips", "8xH200", "--users", "0"), "--users is 0; give a whole number from 1"),
+        (("fit", "--chips", "8xH200", "--layout", "tp=3"), "the layout tp=3,dp=1,pp=1 cannot be: it has 3 × 1 × 1 = 3"),
+        (("fit", "--chips", "3xH200", "--layout", "tp=3"), "tp=3 does not divide the 128 query heads"),
+        (("fit", "--chips", "67xH200"), "do not divide the 384 routed experts"),
+        (("fit", "--chips", "many"), "there is no chip 'many' here"),
+        (("fit", "--chips", "8xH200", "--chip-file", "none.toml"), "none.toml cannot be read"),
+        (("chips", "--output", "2K", "--context", "1K"), "--output is 2K, more than the context of 1K; give less"),
+        (("chips", "--first-token", "-1"), "--first-token is -1.0; give a number above 0"),
+        (("chips", "--context", "2M"), _BEYOND),
+    ],
+)
+def test_what_cannot_be_planned(plan: Plan, workload: str, arguments: tuple[str, ...], said: str) -> None:
+    placed = [argument.format(workload=workload) for argument in arguments]
+    code = 1 if "none.toml" in arguments else 2
+    out, error = plan(*placed, code=code)
+    assert out == ""
+    assert re.fullmatch(r"narrows: .*\n", error)
+    assert said in error
+
+
+@pytest.mark.parametrize("price", ["0", "-2.5"])
+def test_prices_that_are_none(plan: Plan, tmp_path: Path, price: str) -> None:
+    """Of chips, and of tokens."""
+    file = tmp_path / "own.toml"
+    texts = "".join(f'{field} = "x"\n' for field in ("name", "maker", "facts"))
+    numbers = "".join(f"{field} = 9\n" for field in ("memory_gb", "bandwidth_gbs", "bf16_tflops"))
+    file.write_text(f'[[chips]]\nkind = "gpu"\nnode = 1\n{texts}{numbers}hourly = {price}\n')
+    _, error = plan("fit", "--chips", "x", "--chip-file", str(file), code=1)
+    assert error == f"narrows: {file}: x: hourly is {price}; give a number above 0.\n"
+    if price == "0":
+        return
+    file.write_text(f'[[prices]]\nmodel = "m"\nfrom = 2026-01-01\nhit = 0\nmiss = 0\noutput = {price}\nsource = "x"\n')
+    _, error = plan(*BILL, "--prices", str(file), code=1)
+    assert error == f"narrows: {file}: m: output is {price}; give dollars from 0 on, such as 2.50.\n"
