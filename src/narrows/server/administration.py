@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, date, datetime
+from fractions import Fraction
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from pydantic import AwareDatetime, BeforeValidator, Field
 
 from narrows.economics.money import picodollars, plain
+from narrows.economics.overview import MOST_CONTEXT, MOST_TOKENS, overview
 from narrows.errors import NarrowsError
 from narrows.ledger.errors import UnknownKey
 from narrows.ledger.keys import Key, Scope
@@ -77,6 +79,19 @@ def router(accounts: LedgerAccounts) -> APIRouter:
     def prices() -> dict[str, Any]:
         """What models cost today, here and elsewhere: picodollars for a token of each kind."""
         return accounts.tariff.told(accounts.today())
+
+    @routes.get("/plan", responses=errors(400))
+    def plan(
+        context: Annotated[int, Query(ge=1, le=MOST_CONTEXT)] = MOST_CONTEXT,
+        cached: Annotated[float, Query(ge=0, le=1)] = 0.5,
+        tokens: Annotated[int, Query(ge=1, le=MOST_TOKENS)] = 100_000_000,
+        written: Annotated[float, Query(ge=0, le=1)] = 0.1,
+    ) -> dict[str, Any]:
+        """What tokens of such a context take of the published models, and what so many a month cost at the prices of
+        today: the share `written` of them written and, of the others, the share `cached` known."""
+        book, today = accounts.tariff.book, accounts.today()
+        parts = {"cached": Fraction(str(cached)), "written": Fraction(str(written))}
+        return overview(book, today, context=context, tokens=tokens, **parts)
 
     @routes.get("/key", responses=errors())
     def own_key(request: Request) -> dict[str, Any]:

@@ -16,11 +16,11 @@ class Tariff:
     """Prices of the models of one server."""
 
     def __init__(self, book: PriceBook, models: Iterable[str]) -> None:
-        self._book, self._models = book, tuple(models)
+        self.book, self._models = book, tuple(models)
 
     def entry(self, model: str, on: date) -> Entry:
         """What a served model is billed at on that day, and under which name."""
-        return self._book.entry(model if model in self._book.names else OTHERWISE, on)
+        return self.book.entry(model if model in self.book.names else OTHERWISE, on)
 
     def price(self, model: str, on: date) -> Price:
         """The same without its source."""
@@ -30,8 +30,8 @@ class Tariff:
         """All prices of that day as JSON: of the models here, and of those elsewhere that the book knows, to compare
         with. Picodollars for a token."""
         here = [(model, self.entry(model, on), True) for model in self._models]
-        elsewhere = [name for name in self._book.names if name not in (*self._models, OTHERWISE)]
-        known = [(name, entry, False) for name in elsewhere if (entry := self._book.known(name, on)) is not None]
+        elsewhere = [name for name in self.book.names if name not in (*self._models, OTHERWISE)]
+        known = [(name, entry, False) for name in elsewhere if (entry := self.book.known(name, on)) is not None]
         return {
             "on": on.isoformat(),
             "models": [
