@@ -125,6 +125,9 @@ def test_what_a_million_tokens_cost_while_users_write() -> None:
     assert made.step is not None
     hour = 3600 / made.step.seconds * 16
     assert made.dollars_per_million == pytest.approx(8 * 3 / hour * 1e6)
+    assert made.joules is None  # nobody says what these draw
+    warm = fit(replace(HERE, chip=replace(CHIP, watts=700.0)), 16, 4096)
+    assert warm.joules == pytest.approx(8 * 700 * 3600 / hour)
 
 
 TARGET = Target(20, Demand(60_000, 50_000, 1000), 30.0)

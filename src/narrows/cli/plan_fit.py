@@ -125,7 +125,7 @@ def _time(made: Fit) -> Table:
     step = made.step
     assert step is not None
     columns = ("users", *SIDES, "a step", "tokens/s each", "all", "binds")
-    shown = table("a token for each", *columns, "first token, alone", "a million written", left=0)
+    shown = table("a token for each", *columns, "first token, alone", "a million written", "J each", left=0)
     sides = [duration(step.stages * step.of(side) / step.reached) for side in SIDES]
     shown.add_row(
         f"{made.now:,}",
@@ -136,6 +136,7 @@ def _time(made: Fit) -> Table:
         step.binds,
         duration(made.first_token_seconds),
         money(made.dollars_per_million),
+        "–" if made.joules is None else figure(made.joules),
     )
     return shown
 

@@ -47,6 +47,14 @@ class Fit:
             return None
         return self.deployment.layout.chips * hourly / PICODOLLARS / 3600 * self.step.seconds / self.now * 1e6
 
+    @property
+    def joules(self) -> float | None:
+        """Of a written token, at what the chips draw at most; None where nobody says how much."""
+        watts = self.deployment.chip.watts
+        if self.step is None or watts is None:
+            return None
+        return self.deployment.layout.chips * watts * self.step.seconds / self.now
+
     def advice(self) -> Iterator[str]:
         """What would hold all users, where these chips do not: more of them, or shorter contexts."""
         if self.fits:
@@ -85,6 +93,7 @@ class Fit:
                 "binds": step.binds,
                 "first_token_seconds": self.first_token_seconds,
                 "dollars_per_million_output": self.dollars_per_million,
+                "joules_per_output": self.joules,
                 **{f"{side}_seconds": step.stages * step.of(side) / step.reached for side in SIDES},
             },
         }
