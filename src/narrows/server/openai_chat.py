@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
 from narrows.engine.request import SamplingParameters
 from narrows.engine.sequence import Drawn, Finished
@@ -18,21 +18,16 @@ from narrows.server.backend import Backend
 from narrows.server.body import (
     Body,
     Objects,
-    Penalty,
     Route,
-    Seed,
-    Share,
     Short,
-    Temperature,
-    Texts,
     Tokens,
     refuse,
-    unsigned,
 )
 from narrows.server.chat import Asked, Calls, Chat, chat_of, stop_strings
 from narrows.server.errors import ApiError, error_body
 from narrows.server.openai_bounds import Form, schema_of, tools_chosen
-from narrows.server.openai_wire import EFFORTS, AskedEffort, AskedTier, scores_of, tier_of, usage_of
+from narrows.server.openai_sampling import SampledBody
+from narrows.server.openai_wire import EFFORTS, AskedEffort, scores_of, tier_of, usage_of
 from narrows.server.schema import generation
 from narrows.server.service import Plan, Service
 from narrows.server.sse import event
@@ -54,12 +49,6 @@ _INSTEAD = {
     "audio": "ask for text",
     "web_search_options": "give the model a tool that searches",
 }
-
-
-class StreamOptions(Body):
-    """What a stream holds beside the reply."""
-
-    include_usage: bool | None = None
 
 
 class JsonSchema(Body):
@@ -85,26 +74,11 @@ class ThinkingSwitch(Body):
     budget_tokens: Annotated[int, Field(ge=0)] | None = None
 
 
-class ChatBody(Body):
+class ChatBody(SampledBody):
     """POST /v1/chat/completions."""
 
-    model: Short
     messages: Annotated[Objects, Field(min_length=1)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: Tokens | None = None
-    min_p: Share | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: FiniteFloat | None = None
-    logit_bias: dict[str, float] | None = None
-    stop: str | Texts | None = None
-    seed: Seed | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Objects | None = None
@@ -113,7 +87,6 @@ class ChatBody(Body):
     response_format: ResponseFormat | None = None
     reasoning_effort: AskedEffort | None = None
     thinking: ThinkingSwitch | None = None
-    service_tier: AskedTier | None = None
     functions: Any = None
     function_call: Any = None
     audio: Any = None
@@ -131,8 +104,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 
     def plan(backend: Backend) -> Plan:
         chat = chat_of(backend, asked_by(body), service.settings)
-        include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-        return Plan([chat.job], ChatAnswer(backend, chat, include_usage), body.stream is True, chat.asked.tier)
+        return Plan([chat.job], ChatAnswer(backend, chat, body.include_usage), body.stream is True, chat.asked.tier)
 
     return await service.answer(request, body.model, plan)
 
@@ -146,8 +118,7 @@ def asked_by(body: ChatBody) -> Asked:
     return Asked(
         messages=read_messages(body.messages),
         parameters=SamplingParameters(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            **sampling(body),
+            **body.sampling(),
             n=body.n or 1,
             logprobs=_scores(body),
         ),
@@ -163,25 +134,6 @@ def asked_by(body: ChatBody) -> Asked:
         budget=None if body.thinking is None else body.thinking.budget_tokens,
         tier=tier_of(body.service_tier),
     )
-
-
-def sampling(body: Any) -> dict[str, Any]:
-    """The parameters of sampling that chat and text completions share, those that are given."""
-    given = {
-        name: getattr(body, name)
-        for name in ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-    }
-    given |= {"seed": unsigned(body.seed), "logit_bias": _bias(body.logit_bias)}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _bias(given: Mapping[str, float] | None) -> dict[int, float] | None:
-    if given is None:
-        return None
-    for token in given:
-        if not (token.isascii() and token.isdecimal() and len(token) < 10):
-            raise UsageError(f"logit_bias names {token[:40]!r}, which is no token id; give whole numbers from 0.")
-    return {int(token): bias for token, bias in given.items()}
 
 
 def _scores(body: ChatBody) -> int | None:

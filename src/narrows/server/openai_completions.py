@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
 from narrows.engine.request import SamplingParameters, check_prompt
 from narrows.engine.sampling import Sampled
@@ -18,11 +18,11 @@ from narrows.engine.text import TextStream
 from narrows.errors import UsageError
 from narrows.server.answer import Answer
 from narrows.server.backend import Backend, Job
-from narrows.server.body import Body, Penalty, Route, Seed, Share, Short, Temperature, Texts, TokenIds, Tokens
+from narrows.server.body import Route, Texts, TokenIds
 from narrows.server.chat import stop_strings
 from narrows.server.errors import ApiError, error_body
-from narrows.server.openai_chat import StreamOptions, sampling
-from narrows.server.openai_wire import AskedTier, tier_of, usage_of
+from narrows.server.openai_sampling import SampledBody
+from narrows.server.openai_wire import tier_of, usage_of
 from narrows.server.schema import generation
 from narrows.server.service import Plan, Service, priority_of, room
 from narrows.server.settings import Settings
@@ -39,33 +39,17 @@ _MOST_REPEATED = 1_000_000
 _DEFAULT_TOKENS = 16
 
 
-class CompletionBody(Body):
+class CompletionBody(SampledBody):
     """POST /v1/completions. Text begins behind BOS; token ids are taken as they are. A text in which FIM's control
     tokens are spelled around a prefix and a suffix asks for the middle. `context`, which is ours: texts of whole files
     to read before the prompt, in the order in which a project's files were trained on, the nearest last."""
 
-    model: Short
     prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     suffix: str | None = None
     context: Texts | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Tokens | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: Tokens | None = None
-    min_p: Share | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: FiniteFloat | None = None
-    logit_bias: dict[str, float] | None = None
-    stop: str | Texts | None = None
-    seed: Seed | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
-    service_tier: AskedTier | None = None
 
 
 @router.post(
@@ -100,12 +84,11 @@ def _jobs(backend: Backend, body: CompletionBody, settings: Settings) -> list[Jo
             f"echo would repeat {repeated:,} scores of the prompts; ask for {_MOST_REPEATED:,} or fewer at once."
         )
     parameters = {
-        "temperature": 1.0 if body.temperature is None else body.temperature,
         "stop": stop_strings(body.stop),
         "n": n,
         "logprobs": body.logprobs,
         "prompt_logprobs": body.logprobs if body.echo else None,
-        **sampling(body),
+        **body.sampling(),
     }
     return [
         Job(
@@ -195,7 +178,7 @@ class CompletionAnswer(Answer):
         self._scores = body.logprobs
         self._jobs, self._echo = jobs, body.echo is True
         self._prompt_scores: list[list[Sampled]] = [[] for _ in jobs]
-        self._include_usage = body.stream_options is not None and body.stream_options.include_usage is True
+        self._include_usage = body.include_usage
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
