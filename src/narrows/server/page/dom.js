@@ -24,6 +24,19 @@ function filled(made, attributes, children) {
   return made;
 }
 
+/** Draw what depends on the width of a place, and again whenever that changes. */
+export function keepDrawn(place, draw) {
+  place.observer?.disconnect();
+  draw();
+  let width = place.clientWidth;
+  place.observer = new ResizeObserver(() => {
+    if (place.clientWidth === width) return;
+    width = place.clientWidth;
+    draw();
+  });
+  place.observer.observe(place);
+}
+
 /**
  * A table. Columns: {title, of(row), number: whether it is set flush right, money: whether it is picodollars}; `of` gives
  * text, an element, or a BigInt of money. It scrolls by itself where it is too large, by keys too.

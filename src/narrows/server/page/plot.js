@@ -1,6 +1,7 @@
 /** A picture of what every day cost: one stacked bar a day, as ledger/plot.py draws it. */
 
-import { drawn, element } from "./dom.js";
+import { linear } from "./axes.js";
+import { drawn, element, keepDrawn } from "./dom.js";
 import { shown } from "./money.js";
 
 /** Groups with a colour of their own; the others share one. */
@@ -23,39 +24,27 @@ export function plotDays(place, days, groups) {
   if (rest.length) own.push({ name: `${rest.length} others`, costs: summed(rest) });
   const totals = days.map((day) => own.reduce((sum, group) => sum + (group.costs.get(day) ?? 0n), 0n));
   const most = totals.reduce((one, other) => (one > other ? one : other), 0n);
-  const draw = () => {
-    const width = Math.max(240, place.clientWidth);
-    place.replaceChildren(picture(width, days, own, totals, most), legend(own));
-  };
-  place.observer?.disconnect();
   if (!most) {
     const sentence = groups.length ? "What was used in these days cost nothing." : NOTHING;
+    place.observer?.disconnect();
     return place.replaceChildren(...(days.length ? [element("p", { class: "hint" }, sentence)] : []));
   }
-  draw();
-  let width = place.clientWidth;
-  place.observer = new ResizeObserver(() => {
-    if (place.clientWidth === width) return;
-    width = place.clientWidth;
-    draw();
+  keepDrawn(place, () => {
+    const width = Math.max(240, place.clientWidth);
+    place.replaceChildren(picture(width, days, own, totals, most), legend(own));
   });
-  place.observer.observe(place);
 }
 
 function picture(width, days, groups, totals, most) {
-  const step = niceStep(most);
-  const top = step * ((most + step - 1n) / step);
-  const amounts = [];
-  for (let amount = 0n; amount <= top; amount += step) amounts.push(amount);
-  const left = Math.max(LEAST, 12 + DIGIT * Math.max(...amounts.map((amount) => shown(amount).length)));
+  const axis = linear(most);
+  const left = Math.max(LEAST, 12 + DIGIT * Math.max(...axis.ticks.map((amount) => shown(amount).length)));
   const inner = { width: width - left - MARGIN.right, height: HEIGHT - MARGIN.top - MARGIN.bottom };
   const x = (i) => left + (inner.width * i) / days.length;
-  // Pixels alone are not exact.
-  const tall = (amount) => (inner.height * Number((amount * 1_000_000n) / top)) / 1_000_000;
+  const tall = (amount) => inner.height * axis.share(amount);
   const bottom = HEIGHT - MARGIN.bottom;
   const barWidth = Math.min(56, Math.max(1, (inner.width / days.length) * 0.72));
   const marks = [];
-  for (const amount of amounts) {
+  for (const amount of axis.ticks) {
     const y = bottom - tall(amount);
     marks.push(drawn("line", { class: "grid", x1: left, x2: width - MARGIN.right, y1: y, y2: y }));
     marks.push(drawn("text", { class: "tick", x: left - 8, y: y + 4, "text-anchor": "end" }, shown(amount)));
@@ -102,13 +91,6 @@ function summed(groups) {
     }
   }
   return costs;
-}
-
-/** 1, 2 or 5 times a power of ten, so that two to five steps reach the highest bar. */
-function niceStep(most) {
-  let power = 1n;
-  while (power * 50n < most) power *= 10n;
-  return [power, power * 2n, power * 5n, power * 10n].find((step) => step * 5n >= most);
 }
 
 function short(day) {
