@@ -20,7 +20,7 @@ OPERATIONS = [
     *("GET /health", "GET /ready", "GET /metrics", "GET /v1/models", "GET /v1/models/{name}"),
     *("POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /infill"),
     *("POST /v1/messages", "POST /v1/messages/count_tokens"),
-    *("GET /api/prices", "GET /api/key", "GET /api/usage", "GET /api/requests", "GET /api/keys"),
+    *("GET /api/prices", "GET /api/plan", "GET /api/key", "GET /api/usage", "GET /api/requests", "GET /api/keys"),
     *("POST /api/keys", "PATCH /api/keys/{key_id}", "DELETE /api/keys/{key_id}"),
 ]
 # A conversation has rules that no schema tells, so what fits the schema may be refused all the same.
