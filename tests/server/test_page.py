@@ -92,7 +92,7 @@ def test_where_no_model_chats_there_is_no_such_tab(visit: Visit) -> None:
 
     visit.page.route("**/v1/models", without)
     page = visit.open(visit.house.key())
-    expect(page.get_by_role("tab")).to_have_text(["Code", "Usage"])
+    expect(page.get_by_role("tab")).to_have_text(["Code", "Usage", "Plan"])
     visit.check()
 
 
@@ -144,7 +144,8 @@ def test_all_of_it_can_be_used_with_the_keyboard_alone(visit: Visit) -> None:
     ):
         assert wanted in seen
     page.locator("#tab-code").focus()
-    for key, tab in (("ArrowRight", "Chat"), ("ArrowRight", "Usage"), ("ArrowRight", "Code"), ("ArrowLeft", "Usage")):
+    order = ("Chat", "Usage", "Plan", "Code")
+    for key, tab in (*(("ArrowRight", tab) for tab in order), ("ArrowLeft", "Plan")):
         page.keyboard.press(key)
         expect(page.get_by_role("tab", name=tab)).to_be_focused()
         expect(page.get_by_role("tabpanel", name=tab)).to_be_visible()

@@ -6,21 +6,20 @@ import { startCode } from "./code.js";
 import { byId } from "./dom.js";
 import { Figures } from "./figures.js";
 import { startKey } from "./key.js";
+import { startPlan } from "./plan.js";
 import { startTabs } from "./tabs.js";
 import { startTheme } from "./theme.js";
 import { startUsage } from "./usage.js";
 
-const sections = ["code", "chat", "usage"].map(byId);
+const sections = ["code", "chat", "usage", "plan"].map(byId);
 
 startTheme(byId("theme"));
 const server = new Server((problem) => revoke(problem));
 const figures = new Figures([byId("code-figures"), byId("chat-figures")]);
 const setCodeModels = startCode(server, figures);
 const setChatModels = startChat(server, figures);
-const showUsage = startUsage(server);
-const setShown = startTabs(byId("tabs"), sections, (section) => {
-  if (section.id === "usage") showUsage();
-});
+const shows = { usage: startUsage(server), plan: startPlan(server) };
+const setShown = startTabs(byId("tabs"), sections, (section) => shows[section.id]?.());
 setShown(byId("chat"), false);
 const { complain, revoke } = startKey(server, begin);
 
@@ -29,7 +28,7 @@ async function begin() {
   if (!server.key) {
     setShown(byId("chat"), false);
     setCodeModels([]);
-    showUsage();
+    for (const show of Object.values(shows)) show();
     return;
   }
   try {
@@ -43,7 +42,7 @@ async function begin() {
       // a server without a ledger has no prices; then there is nothing to compare with
     }
     setCodeModels(models);
-    if (!byId("usage").hidden) showUsage();
+    for (const [id, show] of Object.entries(shows)) if (!byId(id).hidden) show();
   } catch (problem) {
     if (problem.status !== 401) complain(problem);
   }
