@@ -111,9 +111,8 @@ def test_a_decoded_token_of_v4(context: int) -> None:
     first_output = 2 * layers * heads * width * NEW.o_lora_rank  # a product of no module
     assert projections + first_output == wanted["attention projections"]
     core = counted.of("*.attn") - projections - first_output - wanted["compressors"] - indexer
-    if context // NEW.csa_ratio > 8 * NEW.index_topk or context // NEW.csa_ratio <= NEW.index_topk:
-        sinks = 4 * layers * heads * width  # a sink stands among the keys
-        assert core == wanted["attention core"] + sinks
+    sinks = 4 * layers * heads * width  # a sink stands among the keys
+    assert core == wanted["attention core"] + sinks
     assert counted.of("*.ffn.gate") == wanted["router"]
     assert counted.of("*.ffn.experts") == wanted["experts: routed"]
     assert counted.of("*.ffn.shared_experts") == wanted["experts: shared"]

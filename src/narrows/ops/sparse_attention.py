@@ -39,7 +39,8 @@ class Entries:
     selected: Tensor | None
 
 
-# Up to this many times the selection's size, masking all entries of a tile is cheaper than gathering per row.
+# Up to this many times the selection's size, masking all entries of a tile is cheaper than gathering per row, where a
+# tile has several.
 _DENSE_UP_TO = 8
 
 
@@ -100,7 +101,8 @@ class _Scene:
         entries = self.entries
         if entries is None or entries.selected is None:
             return False
-        return entries.most > _DENSE_UP_TO * entries.selected.shape[1]
+        alone = all(run.rows.shape[1] == 1 for run in self.tiles.runs)  # nobody to share all entries with: decoding
+        return alone or entries.most > _DENSE_UP_TO * entries.selected.shape[1]
 
     @property
     def cut(self) -> Tiles:
