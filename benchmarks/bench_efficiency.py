@@ -62,7 +62,7 @@ def ratios(run: dict[str, dict[str, Any]]) -> dict[str, float]:
 def plot(runs: list[dict[str, dict[str, Any]]], path: Path) -> None:
     """The time of a token, and V4's part of it and of the bytes, measured and counted, against the context."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     time, part = figure.subplots(1, 2)
@@ -70,6 +70,7 @@ def plot(runs: list[dict[str, dict[str, Any]]], path: Path) -> None:
     for name in CONFIGS:
         time.plot(contexts, [1e3 * run[name]["seconds"] for run in runs], marker="o", label=name)
     time.set(ylim=(0, None), ylabel="ms", title="a decoded token")
+    time.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     found = [ratios(run) for run in runs]
     for label, key, style in (
         ("time, measured", "seconds", "C0o-"),
@@ -88,7 +89,7 @@ def plot(runs: list[dict[str, dict[str, Any]]], path: Path) -> None:
         axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
     time.legend(loc="upper left")
-    part.legend(loc="upper right", fontsize="small")
+    part.legend(loc="center left", bbox_to_anchor=(0.01, 0.38), fontsize="small")  # between times and bytes
     figure.savefig(path, dpi=120)
 
 
