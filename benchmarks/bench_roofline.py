@@ -99,7 +99,7 @@ def predicted(network: NativeNetwork, case: Case, machine: Machine) -> tuple[flo
     )
     deployment = Deployment(network.config, here, Layout(), Precision.OFFICIAL, chunk=CHUNK)
     if case.kind == "prefill":
-        step = deployment.prefill_step(case.tokens, 0, alone=True)
+        step = deployment.prefill_step(case.tokens)
         return case.tokens / deployment.first_token_seconds(case.tokens), step.binds
     step = deployment.step(case.requests, case.tokens + DECODED // 2)
     return case.requests / step.seconds, step.binds

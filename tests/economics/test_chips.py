@@ -74,6 +74,7 @@ def test_how_many_of_which() -> None:
         ("8xH20", "there is no chip 'H20' here; the nearest: H200"),
         ("H300", "there is no chip 'H300' here; the nearest: H"),
         ("0xH200", "the chips are '0xH200'; say how many of which"),
+        ("999999xH200", "such as 8xH200, from 1 to 100,000"),
         ("", "the chips are ''"),
         ("8x", "there is no chip '8x' here"),
         ("-1xH200", "there is no chip '-1xH200'"),
@@ -104,6 +105,11 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     [
         ("price = 2000", "price = 0", "Mine: price is 0; give a number above 0"),
         ("price = 2000", "price = -5", "Mine: price is -5; give a number above 0"),
+        ("price = 2000", "price = 1e-300", "Mine: price is 1E-300; give a number from 0.000001"),
+        ("bandwidth_gbs = 1000", "bandwidth_gbs = 1e-320", "Mine: bandwidth_gbs is 1E-320; give a number from"),
+        ("node = 2", "node = 2\nlinks = 0", "Mine: links is 0; give how many of them make up link_gbs"),
+        ("node = 2", "node = 2\nbare = 1", "Mine: bare is 1; give true or false"),
+        ('name = "Mine"', 'name = "+++"', "+++: name is '+++'; give letters or digits"),
         ("price = 2000", "price = nan", "Mine: price is NaN; give a number above 0"),
         ("price = 2000", "price = 2000\nhourly = 1", "Mine: it has both hourly and price"),
         ("price = 2000", 'hourly = "1"', "Mine: hourly is 1; give a number above 0"),
@@ -121,7 +127,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("node = 2", 'node = 2\npriced = "today"', "Mine: priced is 'today'; give a date"),
         ('maker = "me"', 'maker = " "', "Mine: maker is ' '; give text"),
         ("years = 5", "years = 0", "owned: years is 0"),
-        ("years = 5", "year = 5", "owned: give dollars_per_kwh, source, years and nothing else"),
+        ("years = 5", "year = 5", "owned: give years, dollars_per_kwh, perhaps source, and nothing else"),
+        ("years = 5", "", "owned: give years, dollars_per_kwh, perhaps source, and nothing else"),
         ("[owned]", "[prices]", "is no list of chips"),
         ("[[chips]]", "[chips]", "is no list of chips"),
         ("[[chips]]", "[[chips", "is not TOML"),
@@ -145,6 +152,23 @@ def test_files_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
     with pytest.raises(NarrowsError, match=r"bytes\.toml is not TOML"):
         Chips.load(tmp_path / "bytes.toml")
+
+
+def test_names_of_any_script_and_owning_as_ours(tmp_path: Path) -> None:
+    file = tmp_path / "chips.toml"
+    file.write_text(OWN[OWN.index("[[chips]]") :].replace("Mine", "芯片"), encoding="utf-8")
+    chips = Chips.load(file)
+    assert chips.find("芯片").hourly_terms.endswith("written off over 4 years, with 500 W at $0.12 a kWh")
+    for name in ("麒麟", "+++"):
+        with pytest.raises(UsageError, match="there is no chip"):
+            chips.find(name)
+
+
+def test_what_a_price_holds() -> None:
+    kinds = {chip.name: (chip.bought, chip.bare) for chip in CHIPS.all}
+    assert kinds["H100"] == (False, False)
+    assert kinds["M3-Ultra"] == (True, False)
+    assert kinds["EPYC-9755"] == kinds["RTX-4090"] == (True, True)
 
 
 def test_the_day_of_a_price_is_told() -> None:

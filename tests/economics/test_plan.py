@@ -23,6 +23,7 @@ from narrows.economics.units import share, tokens
 from narrows.economics.work import decode_work, total
 from narrows.economics.workload import HOURS_A_MONTH, Requests, load
 from narrows.errors import NarrowsError, UsageError
+from narrows.model.precision import Precision
 from tests.economics.test_roofline import CHIP
 
 BOOK = PriceBook.load()
@@ -41,16 +42,16 @@ def test_ten_thousand_dollars_become_1392() -> None:
     assert [one["total"] for one in made.told()["bills"]] == ["10000.00", "1392.00", "348.00"]
     assert later.entry.since == date(2026, 4, 27)
     assert made.requests == 400_000
-    # A tenth of a cent's worth of arithmetic: the same from the prices a million.
-    assert Decimal("10000") * Decimal("3.48") / Decimal("25") == 1392
+    early = of_bill(amount("1", "bill"), Requests("r", 1, 0, 1000), 0, BOOK, date(2026, 4, 26), [PRO], PRO)
+    assert [one.entry.since for one in early.bills] == [date(2026, 4, 24)]  # nothing of prices that came later
 
 
 COUNTS = st.integers(0, 10**6)
 
 
-@given(COUNTS, st.integers(1, 10**6), st.floats(0, 1), st.integers(1, 10**9), COUNTS)
+@given(COUNTS, st.integers(1, 10**6), st.fractions(0, 1), st.integers(1, 10**9), COUNTS)
 def test_a_bill_buys_the_same_requests_elsewhere(
-    prompt: int, output: int, cached: float, dollars: int, reasoning: int
+    prompt: int, output: int, cached: Fraction, dollars: int, reasoning: int
 ) -> None:
     each = Requests("r", 1, prompt, output, cached)
     made = of_bill(dollars * PICODOLLARS, each, reasoning, BOOK, TODAY, [PRO, FLASH, OPUS], OPUS)
@@ -128,9 +129,10 @@ def test_a_workload_is_read_and_billed(tmp_path: Path) -> None:
     assert [*made.by_effort] == ["none", "high", "max"]
     assert sum(demand.share for demand in made.demands) == pytest.approx(1)
     assert made.demands[0].output == 2100
+    assert made.demands[0].share == pytest.approx(agents.count / (agents.count + others.count))
     assert of_workload([others], BOOK, TODAY, [PRO], None).by_effort == {}
     assert of_workload([others], BOOK, TODAY, [PRO], None).reference is None
-    half = others.reading(0.5)
+    half = others.reading(Fraction(1, 2))
     assert half.each == Tokens(hit=1000, miss=1000, output=400)
 
 
@@ -147,6 +149,8 @@ def test_a_workload_is_read_and_billed(tmp_path: Path) -> None:
         ('"80%"', "80", "agents: cached is 80; give a share from 0, up to 1, such as 0.6 or 60%"),
         ('"80%"', '"120%"', "agents: cached is '120%'"),
         ('"80%"', "nan", "agents: cached is Decimal('NaN')"),
+        ('"day"', '["day"]', "agents: per is ['day']; give one of hour, day, month"),
+        ('effort = "high"', "effort = [1]", "agents: effort is [1]"),
         ('"day"', '"fortnight"', "agents: per is 'fortnight'; give one of hour, day, month"),
         ("5000", "0", "agents: count is 0; give a whole number from 1"),
         ("5000", '"5K"', "agents: count is '5K'"),
@@ -178,7 +182,8 @@ def test_a_workload_that_is_not_there(tmp_path: Path) -> None:
 
 def test_hosting_beside_the_bills() -> None:
     made = of_workload([Requests("r", 100_000, 8000, 500)], BOOK, TODAY, [PRO], OPUS)
-    assert made.models == (PRO,)
+    assert made.models == (OPUS, PRO)
+    assert of_workload([Requests("r", 1, 1, 1)], BOOK, TODAY, [], PRO).models == (PRO,)  # who pays may host
     small = replace(CHIP, name="Small", memory=10**10)
     found = hosting(made, [(PRO, CONFIGS[PRO])], [(8, CHIP), (8, small), (67, CHIP)], speed=20, reached=0.5)
     hosted, misses, cannot = found
@@ -190,9 +195,21 @@ def test_hosting_beside_the_bills() -> None:
         assert even is not None
         assert float(one.total / PICODOLLARS) / 100_000 * even.at == pytest.approx(hosted.served.monthly)
     slow = hosting(made, [(PRO, CONFIGS[PRO])], [(8, CHIP)], speed=1e6)
-    assert slow[0].missed == "nobody there gets 1e+06 tokens/s"
+    assert slow[0].missed == "nobody there would get 1e+06 tokens/s"
+    whole = hosting(made, [(PRO, CONFIGS[PRO])], [(8, CHIP)], speed=20, precision=Precision.FP8, reached=1.0)[0].served
+    assert whole is not None
+    assert (whole.deployment.precision, whole.deployment.reached) == (Precision.FP8, 1.0)
+    assert hosted.served.deployment.reached == 0.5
+    with pytest.raises(UsageError, match="2,000,000 tokens lies beyond"):
+        hosting(
+            of_workload([Requests("r", 1, 1_999_999, 1)], BOOK, TODAY, [PRO], None), [(PRO, CONFIGS[PRO])], [], speed=1
+        )
     lines = dict(hosted.explain())
     assert any(name.endswith("weights: routed experts") for name in lines)
+    assert any(": a chunk of " in name for name in lines)
+    even_lines = [terms for name, terms in lines.items() if f": as much as {OPUS}" in name]
+    assert len(even_lines) == 1
+    assert f"{hosted.even[0][1].at:,.6g} requests a month" in even_lines[0]  # type: ignore[union-attr]
     assert hosted.told()["break_even"][0]["instead_of"] == OPUS
 
 
@@ -208,6 +225,8 @@ def test_what_the_page_shows() -> None:
     by_model = {one["model"]: one for one in month["costs"]}
     assert by_model[OPUS]["total"] == "5987.50"  # 225 × .50 + 675 × 5 + 100 × 25
     assert by_model[PRO]["since"] == "2026-04-27"
+    assert share("29%", "s") * 100 == 29  # exactly, or 28 of 100 tokens would be known
+    assert Requests("r", 1, 100, 1, share("29%", "s")).hit == 29
     shares = month["by_cached"]["shares"]
     assert (shares[0], shares[5], shares[-1]) == (0, 0.25, 1)
     assert month["by_cached"]["costs"][OPUS][5] == by_model[OPUS]["total"]
@@ -235,13 +254,13 @@ def test_what_the_page_cannot_show(asked: dict[str, int], said: str) -> None:
 
 def test_numbers_as_planners_write_them() -> None:
     assert [tokens(text, "n") for text in (5, "5", "128K", "1m", "2 K")] == [5, 5, 131_072, 1 << 20, 2048]
-    assert [share(text, "s") for text in (0, 1, 0.25, "25%", "0.25", Decimal("0.25"), "100 %")] == [
-        *(0, 1, 0.25, 0.25, 0.25, 0.25, 1)
+    assert [share(text, "s") for text in (0, 1, "25%", "0.25", Decimal("0.25"), "100 %")] == [
+        *(0, 1, 0.25, 0.25, 0.25, 1)
     ]
     for wrong in ("", "K", "1e6", "-1", "1.5K", "1 G", True, None, 10**20):
         with pytest.raises(UsageError, match="give a whole number of tokens from 1"):
             tokens(wrong, "n")
-    for wrong in ("", "%", "101%", "1.1", -0.1, True, None, "nan", float("nan")):
+    for wrong in ("", "%", "101%", "1.1", -1, True, None, "nan", Decimal("NaN"), 0.5, ["1"]):
         with pytest.raises(UsageError, match="give a share from 0, up to 1"):
             share(wrong, "s")
     with pytest.raises(UsageError, match="give a share above 0"):

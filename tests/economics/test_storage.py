@@ -58,6 +58,7 @@ def test_a_history_is_its_pool_but_for_what_rounds_up() -> None:
         for context in (1 << 17, 1 << 20):
             assert history_bytes(config, context) == pytest.approx(pool_bytes(config, context), rel=0.035)
             assert history_bytes(config, context) <= pool_bytes(config, context)
+    assert pool_bytes(V32, 65) == pool_bytes(V32, 128) == history_bytes(V32, 128)  # blocks of 64
 
 
 @given(st.sampled_from([TINY, PRO, V32]), st.integers(1, 200_000))

@@ -23,7 +23,10 @@ from narrows.cli.plan_shared import (
     figure,
     giga,
     money,
+    parse_chips,
     precision_of,
+    reached_of,
+    terms_table,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +60,9 @@ def chips(
     listed: Annotated[
         bool, typer.Option("--list", help="Show what is known of all chips, with its sources, and nothing else.")
     ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Also show where prices and figures come from.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also show where prices come from, and the first choice's figures.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The fewest of every chip that hold all users at the speed asked for, the cheapest first.
@@ -81,9 +86,10 @@ def chips(
             if explain:
                 print(_sources(known.all))
         return
-    stock: list[tuple[int | None, Chip]] = [(None, chip) for chip in known.all]
+    stock: dict[str, tuple[int | None, Chip]] = {chip.name: (None, chip) for chip in known.all}
     if have:
-        stock = [(known.parse(text)[0] if _has_number(text) else None, known.parse(text)[1]) for text in have]
+        found = [(text, *parse_chips(text, known)) for text in have]
+        stock = {chip.name: (count if _has_number(text) else None, chip) for text, count, chip in found}
     whole, written = tokens(context, "--context"), tokens(output, "--output")
     if written > whole:
         raise UsageError(f"--output is {output}, more than the context of {context}; give less.")
@@ -91,17 +97,24 @@ def chips(
     demand = Demand(prompt, int(prompt * share(cached, "--cached")), written)
     limit = None if first_token is None else positive(first_token, "--first-token")
     target = Target(several(users, "--users"), demand, positive(speed, "--speed"), limit)
-    part = share(reached, "--reached", above=True)
-    found = choose(config_of(model), stock, target, precision=precision_of(precision), reached=part)
+    part = reached_of(reached)
+    choices = choose(config_of(model), [*stock.values()], target, precision=precision_of(precision), reached=part)
+    lines = [*choices[0].explain()] if explain else []
     if as_json:
-        print(json.dumps({"model": model, "choices": [choice.told() for choice in found]}, indent=2))
+        told = {"model": model, "choices": [choice.told() for choice in choices]}
+        print(json.dumps(told | ({"explained": lines} if explain else {}), indent=2))
         return
     title = f"{model}: {users:,} users of {whole:,} tokens, {speed:g} tokens/s each"
     title += f"; of {prompt:,} tokens read {demand.hit:,} known, {written:,} written"
-    print_tables(*_choices(title, found))
+    print_tables(*_choices(title, choices))
     if explain:
-        print(_sources([choice.chip for choice in found]))
-    aside(f"Reached: {part:.0%} of the roofline. Own: what a bought chip is written off and its power, nothing else.")
+        print(_sources([choice.chip for choice in choices]))
+    if lines:
+        print_tables(terms_table(lines))
+    aside(
+        f"Reached: {part:.0%} of the roofline. own: what a bought chip is written off, and its power; bare: without "
+        "what it needs beside itself, such as a CPU's memory or a card's host, so not to be compared with a rent."
+    )
 
 
 def _has_number(text: str) -> bool:
@@ -177,7 +190,9 @@ def _or_dash(number: float | None) -> str:
 
 
 def _paid(chip: Chip) -> str:
-    return "–" if chip.hourly is None else "own" if chip.bought else "rent"
+    if chip.hourly is None:
+        return "–"
+    return "rent" if not chip.bought else "own, bare" if chip.bare else "own"
 
 
 def _sources(known: Iterable[Chip]) -> str:

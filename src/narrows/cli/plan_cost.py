@@ -24,21 +24,20 @@ from narrows.cli.plan_shared import (
     money,
     parse_chips,
     precision_of,
+    reached_of,
+    terms_table,
 )
-from narrows.economics.money import PICODOLLARS
+from narrows.economics.money import PICODOLLARS, shown
 from narrows.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from narrows.economics.plan import Hosted, MonthlyPlan
-    from narrows.economics.prices import PriceBook
+    from narrows.economics.prices import Entry, PriceBook
     from narrows.economics.workload import Requests
 
     _Within = tuple[PriceBook, date, list[str]]
-
-_HOME = "self-hosted"
-"""The price of a server's own models, which is nobody's offer."""
 
 _SET = "8xH200"
 """The smallest usual set that holds V4-Pro."""
@@ -52,7 +51,7 @@ _KINDS = ("known", "read", "written")
 def cost(
     workload: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", readable=False, help="A month's requests, a TOML file (see the README)."),
+        typer.Option(metavar="FILE", readable=False, help="A month's requests, a TOML file (see docs/planning.md)."),
     ] = None,
     monthly_bill: Annotated[
         str | None, typer.Option(metavar="DOLLARS", help="Instead of a workload: what a month costs with --from.")
@@ -102,13 +101,13 @@ def cost(
     from narrows.cli.output import aside
     from narrows.cli.tables import print_tables
     from narrows.economics.plan import hosting
-    from narrows.economics.prices import PriceBook
-    from narrows.economics.units import positive, share
+    from narrows.economics.prices import OTHERWISE, PriceBook
+    from narrows.economics.units import positive
 
     if (workload is None) == (monthly_bill is None):
         raise UsageError("give either --workload FILE or --monthly-bill DOLLARS.")
     book = PriceBook.load(prices)
-    names = list(dict.fromkeys(book.resolve(name) for name in to or [name for name in book.names if name != _HOME]))
+    names = list(dict.fromkeys(book.resolve(name) for name in to or [name for name in book.names if name != OTHERWISE]))
     within = (book, on.date() if on else datetime.now(UTC).date(), names)
     if workload is not None:
         if (prompt, output, reasoning) != _SHAPE:
@@ -120,15 +119,19 @@ def cost(
         made = _of_bill(str(monthly_bill), (prompt, output, reasoning), cached or "0", source, within)
     known = chips_of(chip_file)
     sets = [parse_chips(text, known) for text in host or [_SET]]
-    least, part = positive(speed, "--speed"), share(reached, "--reached", above=True)
+    least, part = positive(speed, "--speed"), reached_of(reached)
     models = [(name, config_of(name)) for name in made.models if _has_config(name)]
     hosted = hosting(made, models, sets, speed=least, precision=precision_of(precision), reached=part)
+    lines = [*made.explain(), *(line for one in hosted if one.served for line in one.explain())] if explain else []
     if as_json:
-        print(json.dumps(made.told() | {"hosting": [one.told() for one in hosted]}, indent=2))
+        told = made.told() | {"hosting": [one.told() for one in hosted]}
+        print(json.dumps(told | ({"explained": lines} if explain else {}), indent=2))
         return
     tokens = ", ".join(f"{count:,.0f} {kind}" for count, kind in zip(made.tokens, _KINDS, strict=True))
     print(f"A month: {figure(float(made.requests))} requests, tokens: {tokens}.\n")
-    print_tables(_bills(made), *_efforts(made), *_hosting(hosted, made), *([_terms(made, hosted)] if explain else []))
+    print_tables(
+        _bills(made), *_efforts(made), *_hosting(hosted, made, least), *([terms_table(lines)] if lines else [])
+    )
     if hosted:
         aside(
             f"Hosting: {part:.0%} of the roofline, {least:g} tokens/s or more for every request, and as many at once "
@@ -183,13 +186,13 @@ def _has_config(name: str) -> bool:
 def _bills(made: MonthlyPlan) -> Table:
     from narrows.cli.tables import table
 
-    shown = table("dollars a month", "model", "price of", *_KINDS, "together", "times less", left=2)
+    made_table = table("dollars a month", "model", "price of", *_KINDS, "together", "times less", left=2)
     for one in made.bills:
         compared = made.reference is not None and one is not made.reference and one.total
         times = f"{float(made.reference.total / one.total):,.3g}" if compared and made.reference else "–"
         parts = (_dollars(part) for part in (one.hit, one.miss, one.output, one.total))
-        shown.add_row(one.entry.model, f"{one.entry.since}", *parts, times)
-    return shown
+        made_table.add_row(one.entry.model, _dated(one.entry, made), *parts, times)
+    return made_table
 
 
 def _efforts(made: MonthlyPlan) -> list[Table]:
@@ -197,14 +200,14 @@ def _efforts(made: MonthlyPlan) -> list[Table]:
 
     if not made.by_effort:
         return []
-    shown = table("dollars a month, by how much is thought", "model", "price of", *made.by_effort, left=2)
+    made_table = table("dollars a month, by how much is thought", "model", "price of", *made.by_effort, left=2)
     for place, one in enumerate(made.bills):
         cells = [_dollars(bills[place].total) for bills in made.by_effort.values()]
-        shown.add_row(one.entry.model, f"{one.entry.since}", *cells)
-    return [shown]
+        made_table.add_row(one.entry.model, _dated(one.entry, made), *cells)
+    return [made_table]
 
 
-def _hosting(hosted: list[Hosted], made: MonthlyPlan) -> list[Table]:
+def _hosting(hosted: list[Hosted], made: MonthlyPlan, speed: float) -> list[Table]:
     from narrows.cli.tables import table
 
     columns = ("$ a month", "at once", "most requests a month", "a million read", "a million written", "this month")
@@ -229,20 +232,19 @@ def _hosting(hosted: list[Hosted], made: MonthlyPlan) -> list[Table]:
         for entry, found in one.even:
             if found is not None:
                 part = found.at / found.most
-                share = f"{part:.1%}" if found.reachable else f"never: {part:.3g} times it"
-                than = (f"{one.model} on {where}", entry.model, f"{entry.since}")
+                share = f"{part:.1%}" if found.reachable else f"never at {speed:g} tokens/s: {part:.3g} times it"
+                than = (f"{one.model} on {where}", entry.model, _dated(entry, made))
                 even.add_row(*than, figure(found.at), share)
     return [one for one in (sets, even, others) if one.row_count]
 
 
-def _terms(made: MonthlyPlan, hosted: list[Hosted]) -> Table:
-    from narrows.cli.tables import table
-
-    terms = table("where it comes from", "figure", "terms", left=2)
-    for name, text in [*made.explain(), *(line for one in hosted if one.served for line in one.explain())]:
-        terms.add_row(name, text)
-    return terms
+def _dated(entry: Entry, made: MonthlyPlan) -> str:
+    """From when on a price holds or, where another followed, until when it did."""
+    later = [one.entry.since for one in made.bills if one.entry.model == entry.model and one.entry.since > entry.since]
+    return f"{entry.since} to {min(later)}" if later else f"{entry.since} on"
 
 
 def _dollars(amount: Fraction) -> str:
-    return f"${float(amount / PICODOLLARS):,.2f}"
+    """To the cent, and below it exactly."""
+    cents = round(amount * 100 / PICODOLLARS)
+    return f"${cents // 100:,}.{cents % 100:02}" if cents or not amount else shown(ceil(amount))

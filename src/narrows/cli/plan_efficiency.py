@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,13 @@ import typer
 
 from narrows.cli.configs import config_of
 from narrows.cli.plan_shared import JsonOption
+from narrows.economics.models import PREDECESSOR
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from narrows.economics.work import AnyConfig, Product
 
-_PREDECESSOR = "deepseek-v3.2"
 
 _LETTERS = (
     "d hidden size, H heads of c channels (V3.2: n without RoPE, p with it, v of value), q and l ranks of queries and "
@@ -29,7 +31,7 @@ def efficiency(
         list[str] | None,
         typer.Argument(metavar="MODEL", help="Presets, folders or config.json. [default: both published V4 models]"),
     ] = None,
-    against: Annotated[str, typer.Option(metavar="MODEL", help="What they are compared with.")] = _PREDECESSOR,
+    against: Annotated[str, typer.Option(metavar="MODEL", help="What they are compared with.")] = PREDECESSOR,
     context: Annotated[str, typer.Option(metavar="N", help="The longest context: tokens, or 128K, 1M.")] = "1M",
     explain: Annotated[
         bool, typer.Option("--explain", help="Also show where every operation at the longest context comes from.")
@@ -62,12 +64,16 @@ def efficiency(
             name: [{"context": cost.context, "flops": float(cost.flops), "history_bytes": cost.bytes} for cost in costs]
             for name, costs in curves.items()
         }
-        print(json.dumps({"against": against, "models": told}, indent=2))
+        explained = {name: [*_lines(configs[name], most, work)] for name, work in works.items()}
+        print(
+            json.dumps({"against": against, "models": told} | ({"explained": explained} if explain else {}), indent=2)
+        )
     else:
         print_tables(
             _compared("GFLOPs a token", against, curves, lambda cost: float(cost.flops) / 1e9),
             _compared("GB of history", against, curves, lambda cost: cost.bytes / 1e9),
             *([_explained(name, most, work) for name, work in works.items()] if explain else []),
+            *([_kept(name, config, most) for name, config in configs.items()] if explain else []),
         )
         if explain:
             aside(_LETTERS)
@@ -112,3 +118,25 @@ def _explained(name: str, context: int, work: Any) -> Table:
             product.terms,
         )
     return made
+
+
+def _kept(name: str, config: AnyConfig, context: int) -> Table:
+    from narrows.cli.tables import table
+    from narrows.economics.storage import kept
+
+    made = table(f"{name}: what is kept of {context:,} tokens", "part", "GB", "terms", left=1)
+    made.columns[-1].justify = "left"
+    for part in kept(config, context):
+        made.add_row(part.component, f"{part.bytes / 1e9:,.4g}", part.terms)
+    return made
+
+
+def _lines(config: AnyConfig, context: int, work: Iterable[Product]) -> Iterator[dict[str, Any]]:
+    """The same for programs."""
+    from narrows.economics.storage import kept
+
+    for product in work:
+        place = {"component": product.component, "product": product.name}
+        yield place | {"flops": product.flops, "in": product.kind, "terms": product.terms}
+    for part in kept(config, context):
+        yield {"component": part.component, "bytes": part.bytes, "terms": part.terms}

@@ -23,6 +23,8 @@ from narrows.cli.plan_shared import (
     money,
     parse_chips,
     precision_of,
+    reached_of,
+    terms_table,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def fit(
     precision: PlannedPrecisionOption = "official",
     reached: ReachedOption = REACHED,
     chip_file: ChipFilesOption = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Also show where every millisecond comes from.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also show where every figure comes from.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Whether chips hold a model and its users, how fast these write, and what limits them.
@@ -53,48 +55,50 @@ def fit(
     """
     from narrows.cli.output import aside
     from narrows.cli.tables import print_tables
-    from narrows.economics.fit import best_fit
+    from narrows.economics.fit import best_fit, possible
     from narrows.economics.layout import Layout
     from narrows.economics.roofline import ROOM, Deployment
-    from narrows.economics.serving import deployments
-    from narrows.economics.units import several, share, tokens
+    from narrows.economics.units import several, tokens
 
     config = config_of(model)
     count, chip = parse_chips(chips, chips_of(chip_file))
-    part, kept = share(reached, "--reached", above=True), precision_of(precision)
+    part, kept = reached_of(reached), precision_of(precision)
     if layout is None:
-        found = deployments(config, chip, count, precision=kept, reached=part)
+        found = possible(config, chip, count, precision=kept, reached=part)
     else:
         chosen = Layout.parse(layout)
         chosen.check(config, chip, count)
         found = [Deployment(config, chip, chosen, kept, part)]
     made = best_fit(found, several(users, "--users"), tokens(context, "--context"))
     if as_json:
-        print(json.dumps({"model": model, "chip": chip.name, "precision": str(kept)} | made.told(), indent=2))
+        told = {"model": model, "chip": chip.name, "precision": str(kept)} | made.told()
+        print(json.dumps(told | ({"explained": [*made.explain()]} if explain else {}), indent=2))
         return
     print(_verdict(model, made))
     for line in made.advice():
         print(line)
     print()
     print_tables(_memory(made), *([_time(made)] if made.step else []))
-    if explain and made.step:
-        print_tables(_terms(made))
+    if explain:
+        print_tables(terms_table(made.explain()))
     aside(
         f"Reached: {part:.0%} of the roofline. {ROOM:.0%} of every chip's memory is left to what is computed. A step "
-        "is as long as the longer of its products and its memory's, and its links'."
+        "is as long as the longer of its products and its memory's (weights and history), its links and their latency."
     )
 
 
 def _verdict(model: str, made: Fit) -> str:
     deployment = made.deployment
-    where = f"{deployment.layout.chips}x{deployment.chip.name}"
+    where, one = f"{made.chips}x{deployment.chip.name}", made.chips == 1
+    hold, not_hold = ("holds", "does not hold") if one else ("hold", "do not hold")
     what = f"{made.users:,} user{'s' if made.users > 1 else ''} of {made.context:,} tokens"
+    idle = f", {made.idle} of them idle" if made.idle else ""
     if made.fits:
-        return f"{where} hold {model} and {what}, and have room for {made.capacity:,}."
+        return f"{where} {hold} {model} and {what}, with room for {made.capacity:,}{idle}."
     if deployment.weight_bytes > deployment.memory:
         need = f"{giga(deployment.weight_bytes)} of weights on each, which has {giga(deployment.memory)} for them"
-        return f"{where} do not hold {model}: {need}."
-    return f"{where} hold {model} and {made.capacity:,} of {what}."
+        return f"{where} {not_hold} {model}: {need}."
+    return f"{where} {hold} {model} and {made.capacity:,} of {what}{idle}."
 
 
 def _memory(made: Fit) -> Table:
@@ -120,13 +124,13 @@ def _memory(made: Fit) -> Table:
 
 def _time(made: Fit) -> Table:
     from narrows.cli.tables import table
-    from narrows.economics.roofline import SIDES
+    from narrows.economics.step import SIDES
 
     step = made.step
     assert step is not None
     columns = ("users", *SIDES, "a step", "tokens/s each", "all", "binds")
     shown = table("a token for each", *columns, "first token, alone", "a million written", "J each", left=0)
-    sides = [duration(step.stages * step.of(side) / step.reached) for side in SIDES]
+    sides = [duration(step.shown(side)) for side in SIDES]
     shown.add_row(
         f"{made.now:,}",
         *sides,
@@ -138,15 +142,4 @@ def _time(made: Fit) -> Table:
         money(made.dollars_per_million),
         "–" if made.joules is None else figure(made.joules),
     )
-    return shown
-
-
-def _terms(made: Fit) -> Table:
-    from narrows.cli.tables import table
-
-    assert made.step is not None
-    shown = table("a stage of one step, at the roofline", "limit", "part", "µs", "terms", left=2)
-    shown.columns[-1].justify = "left"
-    for part in made.step.parts:
-        shown.add_row(part.side, part.name, f"{part.seconds * 1e6:,.4g}", part.terms)
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from narrows.economics.chips import Chip, Chips
     from narrows.model.precision import Precision
 
 REACHED = "50%"
-"""Of the roofline, what a planner may expect unless he knows better: between what our own engine reaches of it with
-one request and with many (benchmarks/results/roofline.json)."""
+"""Of the roofline, what is assumed unless the planner knows better. We have measured nothing on other chips; what our
+own engine reaches on a CPU is in benchmarks/results/roofline.json."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ContextOption = Annotated[str, typer.Option("--context", metavar="N", help="Tokens, or so many K (1,024) or M.")]
@@ -22,7 +25,7 @@ PlannedModelOption = Annotated[
     str, typer.Option("--model", metavar="MODEL", help="The model: a preset, a folder or a config.json.")
 ]
 PlannedPrecisionOption = Annotated[
-    str, typer.Option("--precision", metavar="P", help="How it is kept: official, fp8, bf16 or float32.")
+    str, typer.Option("--precision", metavar="P", help="How it is kept: official, fp8 or bf16.")
 ]
 ReachedOption = Annotated[
     str,
@@ -40,13 +43,32 @@ SpeedOption = Annotated[
 
 
 def precision_of(name: str) -> Precision:
-    """UsageError for none of the four."""
+    """UsageError for none of three: nobody serves in float32, and data sheets of chips that have products for it count
+    others."""
     from narrows.errors import UsageError
     from narrows.model.precision import Precision
 
-    if name not in [*Precision]:
-        raise UsageError(f"--precision is {name!r}; give one of {', '.join(Precision)}.")
+    served = (Precision.OFFICIAL, Precision.FP8, Precision.BF16)
+    if name not in served:
+        raise UsageError(f"--precision is {name!r}; give one of {', '.join(served)}.")
     return Precision(name)
+
+
+def reached_of(text: str) -> float:
+    """A share of the roofline. UsageError."""
+    from narrows.economics.units import share
+
+    return float(share(text, "--reached", above=True))
+
+
+def terms_table(lines: Iterable[tuple[str, str]]) -> Table:
+    """What is explained, and how it comes about."""
+    from narrows.cli.tables import table
+
+    made = table("where it comes from", "figure", "terms", left=2)
+    for name, terms in lines:
+        made.add_row(name, terms)
+    return made
 
 
 def machine_file() -> Path:
@@ -69,7 +91,7 @@ def parse_chips(text: str, known: Chips) -> tuple[int, Chip]:
     from narrows.economics.measure import NAME
     from narrows.errors import UsageError
 
-    if text.endswith(NAME) and not machine_file().is_file():
+    if text.strip().lower().endswith(NAME) and not machine_file().is_file():
         raise UsageError("this machine has not been measured yet; `narrows plan --measure` does it.")
     return known.parse(text)
 

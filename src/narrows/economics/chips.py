@@ -25,26 +25,30 @@ _NUMBERS = (
     *("link_gbs", "network_gbs", "watts", "hourly", "price"),
 )
 _TEXTS = ("name", "maker", "facts", "prices", "note")
+_OTHERS = ("priced", "links", "bare")
 KINDS = ("gpu", "npu", "soc", "cpu")
 
-_LARGEST = Decimal(10) ** 9
-"""More than any figure here, and little enough to compute with."""
+_SMALLEST, _LARGEST = Decimal("1e-6"), Decimal(10) ** 9
+"""Less and more than any figure here, and near enough to compute with."""
+
+MOST_CHIPS = 100_000
 
 
 @dataclass(frozen=True)
 class Owned:
     """What owning assumes: years over which a bought chip is written off, and what its power costs."""
 
-    years: Decimal = Decimal(4)
-    dollars_per_kwh: Decimal = Decimal("0.12")
+    years: Decimal
+    dollars_per_kwh: Decimal
     source: str = ""
 
 
 @dataclass(frozen=True)
 class Chip:
     """One chip. Bytes, bytes a second and operations a second, dense, sums in float32; `link` to the chips of its node
-    and `network` to other nodes are one direction's; `hourly`, picodollars, is a rent or, where it is `bought`, what it
-    is written off and its power; None where nobody knows a price.
+    and `network` to other nodes are one direction's. `links`: of how many it is made where each goes to one other chip,
+    so that few chips have few of them. `hourly`, picodollars, is a rent or, where it is `bought`, what it is written
+    off and its power; None where nobody knows a price; `bare`: what it needs beside itself is not in it.
 
     `rates` lacks what the hardware does not multiply: `rate` tells what is done instead.
     """
@@ -57,10 +61,12 @@ class Chip:
     rates: Mapping[Kind, float]
     node: int
     link: float | None = None
+    links: int = 1
     network: float | None = None
     watts: float | None = None
     hourly: int | None = None
     bought: bool = False
+    bare: bool = False
     hourly_terms: str = ""
     priced: date | None = None
     facts: str = ""
@@ -72,6 +78,12 @@ class Chip:
         narrower: tuple[Kind, ...] = ("fp4", "fp8", "bf16")
         wider = narrower[narrower.index(kind) :]
         return next(self.rates[one] for one in wider if one in self.rates)
+
+    def link_of(self, chips: int) -> float | None:
+        """Bytes a second that each of so many chips of a node sends to the others together."""
+        if self.link is None or self.links == 1:
+            return self.link
+        return self.link * min(chips - 1, self.links) / self.links
 
     def told(self) -> dict[str, Any]:
         """As JSON, in the units of its file."""
@@ -91,6 +103,7 @@ class Chip:
             "watts": self.watts,
             "dollars_an_hour": None if self.hourly is None else self.hourly / PICODOLLARS,
             "bought": self.bought,
+            "bare": self.bare,
             "hour": self.hourly_terms,
             "priced": None if self.priced is None else self.priced.isoformat(),
             "facts": self.facts,
@@ -115,7 +128,9 @@ class Chips:
 
         NarrowsError, naming file, chip and field, for a file that cannot be read or understood.
         """
-        found = {_plain(chip.name): chip for chip in _read(_shipped(), "chips.toml")}
+        shipped = _shipped()
+        owned = _owned(_toml(shipped, "chips.toml")["owned"], None)
+        found = {_plain(chip.name): chip for chip in _read(shipped, "chips.toml")}
         for path in paths:
             try:
                 text = path.read_text(encoding="utf-8")
@@ -123,7 +138,7 @@ class Chips:
                 raise NarrowsError(f"{path} cannot be read ({error.strerror}); give a TOML file of chips.") from None
             except ValueError as error:
                 raise NarrowsError(f"{path} is not TOML ({error}); correct it.") from None
-            theirs = _read(text, str(path))
+            theirs = _read(text, str(path), owned)
             try:
                 cls(theirs)
             except UsageError as error:
@@ -147,9 +162,12 @@ class Chips:
     def parse(self, text: str) -> tuple[int, Chip]:
         """8xH200: how many of which. UsageError."""
         found = re.fullmatch(r"(?:([0-9]{1,6})\s*[x×*])?\s*(\S.*)", text.strip(), re.IGNORECASE)
-        if found is None or (found[1] is not None and int(found[1]) < 1):
-            raise UsageError(f"the chips are {text!r}; say how many of which, such as 8xH200.")
-        return int(found[1] or 1), self.find(found[2])
+        count = int(found[1] or 1) if found else 0
+        if found is None or not 1 <= count <= MOST_CHIPS:
+            raise UsageError(
+                f"the chips are {text!r}; say how many of which, such as 8xH200, from 1 to {MOST_CHIPS:,}."
+            )
+        return count, self.find(found[2])
 
 
 def _shipped() -> str:
@@ -157,21 +175,19 @@ def _shipped() -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as it is compared: letters and digits."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """A name as it is compared: letters and digits, of any script."""
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
-def _read(text: str, source: str) -> list[Chip]:
-    try:
-        raw = tomllib.loads(text, parse_float=Decimal)
-    except ValueError as error:
-        raise NarrowsError(f"{source} is not TOML ({error}); correct it.") from None
-    owned = raw.pop("owned", None)
+def _read(text: str, source: str, owned: Owned | None = None) -> list[Chip]:
+    """The chips of a TOML text, which may leave out what owning assumes where `owned` says it."""
+    raw = _toml(text, source)
     tables = raw.pop("chips", None)
+    told = raw.pop("owned", None)
     if raw or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise NarrowsError(f"{source} is no list of chips; let it hold tables [[chips]], [owned], and nothing else.")
     try:
-        owning = _owned(owned) if owned is not None else _own_default(source)
+        owning = _owned(told, owned)
     except UsageError as error:
         raise NarrowsError(f"{source}: owned: {error}") from None
     chips = []
@@ -185,17 +201,20 @@ def _read(text: str, source: str) -> list[Chip]:
     return chips
 
 
-def _own_default(source: str) -> Owned:
-    """Of a file that does not say: as ours does."""
-    raw = tomllib.loads(_shipped(), parse_float=Decimal) if source != "chips.toml" else {}
-    return _owned(raw["owned"]) if "owned" in raw else Owned()
+def _toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text, parse_float=Decimal)
+    except ValueError as error:
+        raise NarrowsError(f"{source} is not TOML ({error}); correct it.") from None
 
 
-def _owned(table: Any) -> Owned:
+def _owned(table: Any, otherwise: Owned | None) -> Owned:
+    if table is None and otherwise is not None:
+        return otherwise
     names = {field.name for field in fields(Owned)}
-    if not isinstance(table, dict) or not table.keys() <= names:
-        raise UsageError(f"give {', '.join(sorted(names))} and nothing else.")
-    numbers = {name: _number(name, table[name]) for name in ("years", "dollars_per_kwh") if name in table}
+    if not isinstance(table, dict) or not {"years", "dollars_per_kwh"} <= table.keys() <= names:
+        raise UsageError("give years, dollars_per_kwh, perhaps source, and nothing else.")
+    numbers = {name: _number(name, table[name]) for name in ("years", "dollars_per_kwh")}
     return Owned(**numbers, source=str(table.get("source", "")))
 
 
@@ -204,16 +223,22 @@ def _chip(table: Mapping[str, Any], owned: Owned) -> Chip:
         if field not in table:
             raise UsageError(f"the field {field} is missing; add it.")
     for field in table:
-        if field not in (*_REQUIRED, *_NUMBERS, *_TEXTS, "priced"):
+        if field not in (*_REQUIRED, *_NUMBERS, *_TEXTS, *_OTHERS):
             raise UsageError(f"the field {field} is not known here; remove it.")
+    if isinstance(table["name"], str) and not _plain(table["name"]):
+        raise UsageError(f"name is {table['name']!r}; give letters or digits.")
     for field in _TEXTS:
         if field in table and (not isinstance(table[field], str) or not table[field].strip()):
             raise UsageError(f"{field} is {table[field]!r}; give text.")
     if table["kind"] not in KINDS:
         raise UsageError(f"kind is {table['kind']!r}; give one of {', '.join(KINDS)}.")
-    node = table["node"]
-    if type(node) is not int or not 1 <= node <= 100_000:
+    node, links, bare = table["node"], table.get("links", 1), table.get("bare", False)
+    if type(node) is not int or not 1 <= node <= MOST_CHIPS:
         raise UsageError(f"node is {node!r}; give how many chips a node has, from 1.")
+    if type(links) is not int or not 1 <= links <= MOST_CHIPS:
+        raise UsageError(f"links is {links!r}; give how many of them make up link_gbs, from 1.")
+    if type(bare) is not bool:
+        raise UsageError(f"bare is {bare!r}; give true or false.")
     priced = table.get("priced")
     if priced is not None and (not isinstance(priced, date) or isinstance(priced, datetime)):
         raise UsageError(f"priced is {priced!r}; give a date such as 2026-04-24.")
@@ -232,10 +257,12 @@ def _chip(table: Mapping[str, Any], owned: Owned) -> Chip:
         rates=rates,
         node=node,
         link=_giga(number.get("link_gbs")),
+        links=links,
         network=_giga(number.get("network_gbs")),
         watts=float(number["watts"]) if "watts" in number else None,
         hourly=hourly,
         bought="price" in number,
+        bare=bare,
         hourly_terms=terms,
         priced=priced,
         facts=table["facts"],
@@ -265,6 +292,8 @@ def _number(field: str, value: Any) -> Decimal:
     known = isinstance(value, int | Decimal) and not isinstance(value, bool) and Decimal(value).is_finite()
     if not known or not 0 < value <= _LARGEST:
         raise UsageError(f"{field} is {value}; give a number above 0.")
+    if value < _SMALLEST:
+        raise UsageError(f"{field} is {value}; give a number from {_SMALLEST:f}.")
     return Decimal(value)
 
 

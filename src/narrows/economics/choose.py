@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from narrows.economics.chips import Chip
+from narrows.economics.explain import of_chips, of_memory, of_served
 from narrows.economics.layout import layouts
 from narrows.economics.roofline import Deployment
 from narrows.economics.serving import Demand, Served, serve
-from narrows.economics.work import AnyConfig, check_context
+from narrows.economics.work import AnyConfig, check_served
 from narrows.model.precision import Precision
 
 MOST_NODES = 8
@@ -36,21 +37,20 @@ class Choice:
     served: Served | None
     missed: str = ""
 
+    def explain(self) -> Iterator[tuple[str, str]]:
+        """What the chips cost, hold and take; nothing where the target is missed."""
+        served = self.served
+        if served is not None:
+            context = served.demands[0].context
+            yield from of_chips(self.chip, served.chips)
+            yield from of_memory(served.deployment, context)
+            yield from of_served(served)
+
     def told(self) -> dict[str, Any]:
         """As JSON."""
-        served = self.served
-        if served is None:
+        if self.served is None:
             return {"chip": self.chip.name, "missed": self.missed}
-        return {
-            "chip": self.chip.name,
-            "chips": served.chips,
-            "layout": str(served.deployment.layout),
-            "dollars_an_hour": served.hourly,
-            "dollars_a_month": served.monthly,
-            "tokens_per_second_each": served.tokens_per_second,
-            "first_token_seconds": served.first_token_seconds,
-            "dollars_per_million_output": served.dollars_per_million_output,
-        }
+        return {"chip": self.chip.name, "chips": self.served.chips} | self.served.told()
 
 
 def choose(
@@ -63,7 +63,7 @@ def choose(
 ) -> list[Choice]:
     """For every chip, of which there are so many (None: as many as are tried); the cheapest first, those without a
     price behind them, and those that miss the target last. UsageError for a context beyond the model's positions."""
-    check_context(config, target.demand.context)
+    check_served(config, target.demand.context)
     found = [_choice(config, chip, most, target, precision, reached) for most, chip in stock]
     return sorted(found, key=_order)
 
@@ -75,13 +75,13 @@ def _order(choice: Choice) -> tuple[int, float]:
 
 
 def counts(chip: Chip, most: int | None) -> Iterator[int]:
-    """Numbers of chips that are tried: powers of two within a node, then whole nodes."""
+    """Numbers of chips that are tried: all within a node, then whole nodes, from MOST_NODES on twice as many each."""
     last = chip.node * MOST_NODES if most is None else most
-    number = 1
-    while number < chip.node and number <= last:
-        yield number
-        number *= 2
-    yield from range(chip.node, last + 1, chip.node)
+    yield from range(1, min(chip.node, last + 1))
+    nodes = 1
+    while chip.node * nodes <= last:
+        yield chip.node * nodes
+        nodes = nodes + 1 if nodes < MOST_NODES else 2 * nodes
 
 
 def _choice(

@@ -52,14 +52,15 @@ class Layout:
 
     def check(self, config: AnyConfig, chip: Chip, count: int) -> None:
         """UsageError, naming what does not divide what, unless the network can lie on so many such chips like this."""
-        wrong = self._wrong(config, chip, count)
+        wrong = self.obstacle(config, chip, count)
         if wrong is not None:
             raise UsageError(f"the layout {self} cannot be: {wrong}.")
 
-    def _wrong(self, config: AnyConfig, chip: Chip, count: int) -> str | None:
+    def obstacle(self, config: AnyConfig, chip: Chip, count: int) -> str | None:
+        """What is in the way of the network lying on so many such chips like this, if anything is."""
         if self.chips != count:
             return f"it has {self.tensor} × {self.data} × {self.pipeline} = {self.chips} chips, and there are {count}"
-        heads = [("query heads", config.num_attention_heads), ("index heads", config.index_n_heads)]
+        heads = [("query heads", config.num_attention_heads)]
         if isinstance(config, ModelConfig):
             heads.append(("output groups", config.o_groups))
         for name, number in heads:
@@ -78,12 +79,9 @@ class Layout:
 
 def layouts(config: AnyConfig, chip: Chip, count: int) -> Iterator[Layout]:
     """All that can be, those with the fewest stages and the smallest groups first."""
-    for pipeline in _divisors(count):
-        for tensor in _divisors(count // pipeline):
-            layout = Layout(tensor, count // pipeline // tensor, pipeline)
-            if layout._wrong(config, chip, count) is None:
+    for pipeline in range(1, config.num_hidden_layers + 1):
+        for tensor in range(1, min(chip.node, config.num_attention_heads) + 1):
+            data, rest = divmod(count, pipeline * tensor)
+            layout = Layout(tensor, data, pipeline)
+            if not rest and layout.obstacle(config, chip, count) is None:
                 yield layout
-
-
-def _divisors(number: int) -> list[int]:
-    return [one for one in range(1, number + 1) if number % one == 0]

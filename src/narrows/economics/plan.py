@@ -10,9 +10,9 @@ from typing import Any
 
 from narrows.economics.bill import Bill, bill, requests_for
 from narrows.economics.chips import Chip
+from narrows.economics.explain import of_chips, of_served
 from narrows.economics.money import PICODOLLARS, plain, shown
 from narrows.economics.prices import Entry, PriceBook, Tokens
-from narrows.economics.roofline import SIDES
 from narrows.economics.serving import (
     BreakEven,
     Demand,
@@ -21,7 +21,7 @@ from narrows.economics.serving import (
     cheapest_layout,
     deployments,
 )
-from narrows.economics.work import AnyConfig, check_context
+from narrows.economics.work import AnyConfig, check_served
 from narrows.economics.workload import EFFORTS, Requests
 from narrows.economics.workload import total as total_of
 from narrows.errors import UsageError
@@ -83,7 +83,7 @@ def of_workload(
         bills=bills,
         reference=bills[0] if source is not None else None,
         demands=tuple(Demand(one.prompt, one.hit, one.written, one.count / count) for one in requests),
-        models=_models(entries, source),
+        models=tuple(dict.fromkeys(entry.model for entry in entries)),
         by_effort={
             effort: tuple(bill(total_of([one.at(effort) for one in requests]), entry) for entry in entries)
             for effort in (efforts if thinking else [])
@@ -110,7 +110,7 @@ def of_bill(
         bills=bills,
         reference=bills[0],
         demands=(Demand(each.prompt, each.hit, thought.output),),
-        models=_models(entries, source),
+        models=tuple(dict.fromkeys(entry.model for entry in entries)),
     )
 
 
@@ -127,21 +127,17 @@ class Hosted:
     even: tuple[tuple[Entry, BreakEven | None], ...] = ()
 
     def explain(self) -> Iterator[tuple[str, str]]:
-        """Its price, and one average request."""
-        served = self.served
-        assert served is not None
-        where = f"{self.model} on {self.count}x{self.chip.name}"
-        yield f"{where}: a chip", f"{self.chip.hourly_terms} ({self.chip.prices or self.chip.facts})"
-        yield (
-            f"{where}: a request",
-            f"{served.prefill_seconds:.4g} s of all chips to read {served.mean_miss:,.0f} tokens + "
-            f"{served.decode_seconds:.4g} s to write {served.mean_output:,.0f}, {served.at_once:,} at once",
-        )
-        for side in SIDES:
-            step = served.deployment.step(served.at_once, served.demands[0].halfway)
-            for part in step.parts:
-                if part.side == side:
-                    yield f"{where}: {side}: {part.name}", f"{part.seconds * 1e3:.4g} ms = {part.terms}"
+        """What it costs, what a request takes, and where it breaks even."""
+        assert self.served is not None
+        served, where = self.served, f"{self.model} on {self.count}x{self.chip.name}"
+        lines = [*of_chips(self.chip, self.count), *of_served(served)]
+        for entry, even in self.even:
+            if even is not None:
+                name = f"as much as {entry.model}, {entry.since}"
+                terms = f"${even.monthly:,.2f} a month ÷ ${even.monthly / even.at:.6g} a request"
+                lines.append((name, f"{even.at:,.6g} requests a month = {terms}"))
+        for name, terms in lines:
+            yield f"{where}: {name}", terms
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
@@ -149,26 +145,21 @@ class Hosted:
         served = self.served
         if served is None:
             return told | {"missed": self.missed}
-        return told | {
-            "layout": str(served.deployment.layout),
-            "reached": served.deployment.reached,
-            "at_once": served.at_once,
-            "requests_per_second": served.requests_per_second,
-            "tokens_per_second_each": served.tokens_per_second,
-            "dollars_a_month": served.monthly,
-            "most_requests_a_month": served.most_a_month,
-            "dollars_per_million_output": served.dollars_per_million_output,
-            "dollars_per_million_input": served.dollars_per_million_input,
-            "break_even": [
-                {
-                    "instead_of": entry.model,
-                    "price_since": entry.since.isoformat(),
-                    "requests_a_month": even.at if even else None,
-                    "reachable": even.reachable if even else None,
-                }
-                for entry, even in self.even
-            ],
-        }
+        return (
+            told
+            | served.told()
+            | {
+                "break_even": [
+                    {
+                        "instead_of": entry.model,
+                        "price_since": entry.since.isoformat(),
+                        "requests_a_month": even.at if even else None,
+                        "reachable": even.reachable if even else None,
+                    }
+                    for entry, even in self.even
+                ],
+            }
+        )
 
 
 def hosting(
@@ -184,7 +175,7 @@ def hosting(
     found = []
     for name, config in models:
         for demand in made.demands:
-            check_context(config, demand.context)
+            check_served(config, demand.context)
         for count, chip in sets:
             try:
                 possible = deployments(config, chip, count, precision=precision, reached=reached)
@@ -195,7 +186,9 @@ def hosting(
             if served is None:
                 longest = max(demand.context for demand in made.demands)
                 fit = max(deployment.capacity(longest) for deployment in possible)
-                missed = f"nobody there gets {speed:g} tokens/s" if fit else "its weights and one request do not fit"
+                missed = (
+                    f"nobody there would get {speed:g} tokens/s" if fit else "its weights and one request do not fit"
+                )
                 found.append(Hosted(name, count, chip, None, missed))
                 continue
             even = tuple(
@@ -215,11 +208,6 @@ def _entries(book: PriceBook, names: Sequence[str], source: str | None, on: date
             known = [entry for entry in book.history(name) if entry.since <= on]
             found += known or [book.entry(name, on)]  # which says from when on it has one
     return found
-
-
-def _models(entries: Sequence[Entry], source: str | None) -> tuple[str, ...]:
-    others = entries if source is None else entries[1:]
-    return tuple(dict.fromkeys(entry.model for entry in others))
 
 
 def _knows(one: Requests, effort: str) -> bool:

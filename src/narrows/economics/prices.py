@@ -21,6 +21,9 @@ Tier = Literal["default", "priority"]
 
 MILLION = 1_000_000
 
+OTHERWISE = "self-hosted"
+"""Under which a served model is billed that has no price under its own name; nobody's offer elsewhere."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -148,7 +151,9 @@ class PriceBook:
     def _unknown(self, model: str) -> UsageError:
         ends = {name.partition("-")[2]: name for name in self.names} | {name: name for name in self.names}
         near = dict.fromkeys(ends[end] for end in get_close_matches(model, ends, n=3, cutoff=0.5)) or self.names
-        return UsageError(f"{model} has no price; the nearest names that have one: {', '.join(near)}.")
+        return UsageError(
+            f"{model or 'a model without a name'} has no price; the nearest names that have one: {', '.join(near)}."
+        )
 
     def known(self, model: str, on: date) -> Entry | None:
         """The same, and None where there is none."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from narrows.economics.chips import Chip
 from narrows.economics.layout import Layout, layouts
@@ -42,8 +44,8 @@ class Demand:
 class Served:
     """A deployment that serves a mix of requests, so many of them at once.
 
-    `requests_per_second` all together, prompts read between steps; `tokens_per_second` what one request writes
-    meanwhile. `prefill_seconds` and `decode_seconds` are what an average request takes of all chips.
+    `prefill_seconds` and `decode_seconds` are what an average request takes of all chips; `step_seconds` is the longest
+    step of any kind that writes, 0 where none does.
     """
 
     deployment: Deployment
@@ -51,6 +53,7 @@ class Served:
     at_once: int
     prefill_seconds: float
     decode_seconds: float
+    step_seconds: float
 
     @property
     def chips(self) -> int:
@@ -58,11 +61,17 @@ class Served:
 
     @property
     def requests_per_second(self) -> float:
+        """All together, prompts read between steps."""
         return 1 / (self.prefill_seconds + self.decode_seconds)
 
     @property
     def tokens_per_second(self) -> float:
-        return self.mean_output * self.requests_per_second / self.at_once
+        """What one request writes while it writes: others' prompts are read between its steps, its own was before.
+        Infinite where nothing is written."""
+        if not self.step_seconds:
+            return inf
+        others = self.requests_per_second * self.prefill_seconds * (self.at_once - 1) / self.at_once
+        return (1 - others) / self.step_seconds
 
     @property
     def mean_output(self) -> float:
@@ -108,14 +117,37 @@ class Served:
     def _million(self, seconds: float, tokens: float) -> float | None:
         return None if self.hourly is None or not tokens else self.hourly / _HOUR * seconds / tokens * 1e6
 
+    def told(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "layout": str(self.deployment.layout),
+            "reached": self.deployment.reached,
+            "at_once": self.at_once,
+            "requests_per_second": self.requests_per_second,
+            "tokens_per_second_each": self.tokens_per_second if self.step_seconds else None,
+            "first_token_seconds": self.first_token_seconds,
+            "dollars_an_hour": self.hourly,
+            "dollars_a_month": self.monthly,
+            "most_requests_a_month": self.most_a_month,
+            "dollars_per_million_output": self.dollars_per_million_output,
+            "dollars_per_million_input": self.dollars_per_million_input,
+        }
+
 
 def serve(deployment: Deployment, demands: Sequence[Demand], at_once: int) -> Served:
-    """So many such requests at once, whether or not they fit."""
-    prefill = decode = 0.0
+    """So many such requests at once, whether or not they fit. UsageError for requests that take nothing: known prompts
+    behind which nothing is written."""
+    prefill = decode = longest = 0.0
     for demand in demands:
-        prefill += demand.share * deployment.prefill_seconds(demand.prompt - demand.hit, demand.hit)
-        decode += demand.share * demand.output * deployment.step(at_once, demand.halfway).seconds / at_once
-    return Served(deployment, tuple(demands), at_once, prefill, decode)
+        miss = demand.prompt - demand.hit
+        prefill += demand.share * deployment.prefill_seconds(miss, demand.hit, requests=at_once)
+        if demand.output:
+            step = deployment.step(at_once, demand.halfway).seconds
+            decode += demand.share * demand.output * step / at_once
+            longest = max(longest, step)
+    if not prefill + decode:
+        raise UsageError("such requests take nothing: their prompts are known and they write nothing.")
+    return Served(deployment, tuple(demands), at_once, prefill, decode, longest)
 
 
 def most_at_once(deployment: Deployment, demands: Sequence[Demand], speed: float) -> int:
@@ -143,8 +175,8 @@ def deployments(
     """In every layout that can be. UsageError where there is none."""
     found = [Deployment(config, chip, layout, precision, reached) for layout in layouts(config, chip, count)]
     if not found:
-        Layout(data=count).check(config, chip, count)  # says what is in its way
-        raise UsageError(f"the model cannot be spread over {count} {chip.name}.")
+        obstacle = Layout(data=count).obstacle(config, chip, count)
+        raise UsageError(f"the model cannot be spread over {count} {chip.name}: {obstacle}.")
     return found
 
 

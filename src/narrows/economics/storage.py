@@ -13,7 +13,7 @@ import torch
 
 from narrows.economics.work import AnyConfig
 from narrows.model.config import ModelConfig
-from narrows.model.count import CacheBytes, cache_bytes
+from narrows.model.count import cache_bytes
 from narrows.model.layer_kind import LayerKind
 from narrows.model.precision import Precision, cache_formats, row_bytes
 from narrows.model.v32.config import V32Config
@@ -26,8 +26,8 @@ _PLAIN_BYTES = {Precision.FLOAT32: 4, Precision.BF16: 2, Precision.FP8: 2}
 
 
 @dataclass(frozen=True)
-class Read:
-    """Bytes of a history that one decoded token reads, of one component, over all layers that have it."""
+class Part:
+    """Bytes of a history, kept or read, of one component, over all layers that have it."""
 
     component: str
     bytes: int
@@ -39,11 +39,28 @@ def history_bytes(config: AnyConfig, context: int, precision: Precision = Precis
 
     The inputs of V4's unfinished compressor windows, which R does not count, are left out: `pool_bytes` has them.
     """
+    return sum(part.bytes for part in kept(config, context, precision))
+
+
+def kept(config: AnyConfig, context: int, precision: Precision = Precision.OFFICIAL) -> list[Part]:
+    """The same, part by part."""
     if isinstance(config, V32Config):
-        token = latent_bytes(config, precision) + key_bytes(config, precision)
-        return config.num_hidden_layers * token * context
-    counted = cache_bytes(config, precision)
-    return int(counted.per_token * context) + _row_of_all_layers(config, counted) * min(context, config.sliding_window)
+        layers = config.num_hidden_layers
+        parts = [
+            _part("latents", layers, context, latent_bytes(config, precision)),
+            _part("index keys", layers, context, key_bytes(config, precision)),
+        ]
+    else:
+        kinds = config.layer_types
+        csa, hca = kinds.count(LayerKind.CSA), kinds.count(LayerKind.HCA)
+        entry, key = map(row_bytes, cache_formats(config, torch.float32, precision))
+        parts = [
+            _part("window", len(kinds), min(context, config.sliding_window), entry),
+            _part("CSA entries", csa, context // config.csa_ratio, entry),
+            _part("index keys", csa, context // config.csa_ratio, key),
+            _part("HCA entries", hca, context // config.hca_ratio, entry),
+        ]
+    return [part for part in parts if part.bytes]
 
 
 def pool_bytes(config: AnyConfig, context: int, precision: Precision = Precision.OFFICIAL) -> int:
@@ -58,28 +75,28 @@ def pool_bytes(config: AnyConfig, context: int, precision: Precision = Precision
     return int(cache_bytes(config, precision).per_token * block) * -(-context // block) + _state(config, precision)
 
 
-def history_read(config: AnyConfig, context: int, precision: Precision = Precision.OFFICIAL) -> list[Read]:
+def history_read(config: AnyConfig, context: int, precision: Precision = Precision.OFFICIAL) -> list[Part]:
     """What attention and indexer read for the last of so many tokens. Where an indexer has nothing to choose from,
     it reads nothing: all entries are attended to."""
     if isinstance(config, V32Config):
         layers, chosen = config.num_hidden_layers, min(context, config.index_topk)
         keys = context if context > config.index_topk else 0
-        reads = [
-            _read("selected tokens", layers, chosen, latent_bytes(config, precision)),
-            _read("index keys", layers, keys, key_bytes(config, precision)),
+        parts = [
+            _part("selected tokens", layers, chosen, latent_bytes(config, precision)),
+            _part("index keys", layers, keys, key_bytes(config, precision)),
         ]
     else:
         kinds = config.layer_types
         csa, hca = kinds.count(LayerKind.CSA), kinds.count(LayerKind.HCA)
         entry, key = map(row_bytes, cache_formats(config, torch.float32, precision))
         entries = context // config.csa_ratio
-        reads = [
-            _read("window", len(kinds), min(context, config.sliding_window), entry),
-            _read("CSA entries", csa, min(entries, config.index_topk), entry),
-            _read("index keys", csa, entries if entries > config.index_topk else 0, key),
-            _read("HCA entries", hca, context // config.hca_ratio, entry),
+        parts = [
+            _part("window", len(kinds), min(context, config.sliding_window), entry),
+            _part("CSA entries", csa, min(entries, config.index_topk), entry),
+            _part("index keys", csa, entries if entries > config.index_topk else 0, key),
+            _part("HCA entries", hca, context // config.hca_ratio, entry),
         ]
-    return [read for read in reads if read.bytes]
+    return [part for part in parts if part.bytes]
 
 
 def latent_bytes(config: V32Config, precision: Precision = Precision.OFFICIAL) -> int:
@@ -97,8 +114,8 @@ def key_bytes(config: V32Config, precision: Precision = Precision.OFFICIAL) -> i
     return config.index_head_dim + _SCALE_BYTES
 
 
-def _read(component: str, layers: int, rows: int, each: int) -> Read:
-    return Read(component, layers * rows * each, f"{layers} layers × {rows:,} rows × {each:,} bytes")
+def _part(component: str, layers: int, rows: int, each: int) -> Part:
+    return Part(component, layers * rows * each, f"{layers} layers × {rows:,} rows × {each:,} bytes")
 
 
 def _state(config: ModelConfig, precision: Precision) -> int:
@@ -109,7 +126,3 @@ def _state(config: ModelConfig, precision: Precision) -> int:
     hca = config.hca_ratio * 2 * config.head_dim
     inputs = kinds.count(LayerKind.CSA) * csa + kinds.count(LayerKind.HCA) * hca
     return len(kinds) * config.sliding_window * entry + 4 * inputs
-
-
-def _row_of_all_layers(config: ModelConfig, counted: CacheBytes) -> int:
-    return counted.window // max(1, config.sliding_window - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from narrows.errors import UsageError
@@ -21,14 +22,12 @@ def tokens(value: Any, name: str, least: int = 1) -> int:
     return number
 
 
-def share(value: Any, name: str, *, above: bool = False) -> float:
-    """0.6, "0.6", "60%": from 0 (`above`: from above 0) to 1. UsageError, naming it."""
-    number: float | None = None
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        number = float(value)
-    elif isinstance(value, str):
-        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)", value.strip())
-        number = float(found[1]) / (100 if found[2] else 1) if found else None
+def share(value: Any, name: str, *, above: bool = False) -> Fraction:
+    """0.6, "0.6", "60%", exactly: from 0 (`above`: from above 0) to 1. UsageError, naming it."""
+    number: Fraction | None = None
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)", str(value).strip())
+    if found and isinstance(value, int | Decimal | str) and not isinstance(value, bool):
+        number = Fraction(found[1]) / (100 if found[2] else 1)
     if number is None or not (number > 0 if above else number >= 0) or not number <= 1:
         raise UsageError(
             f"{name} is {value!r}; give a share {'above' if above else 'from'} 0, up to 1, such as 0.6 or 60%."

@@ -70,12 +70,23 @@ def total(work: Iterable[Product]) -> Fraction:
     return sum((product.equivalent for product in work), Fraction(0))
 
 
+def check_served(config: AnyConfig, context: int) -> None:
+    """UsageError for a context of nothing, or of more than the network has positions: V3.2 too, when it is to serve."""
+    check_context(config, context)
+    _check_positions(config, context)
+
+
 def check_context(config: AnyConfig, context: int) -> None:
-    """UsageError for none, or more than the network has positions."""
+    """UsageError for none, or more than can be counted. V3.2's positions end where it was trained to; its formulas do
+    not, or nothing could be compared at a million tokens."""
     if isinstance(context, bool) or not isinstance(context, int) or context < 1:
         raise UsageError(f"the context is {context!r}; give a whole number of tokens from 1.")
-    # V3.2's positions end where it was trained to; its formulas do not.
-    if isinstance(config, ModelConfig) and context > config.max_position_embeddings:
+    if isinstance(config, ModelConfig):
+        _check_positions(config, context)
+
+
+def _check_positions(config: AnyConfig, context: int) -> None:
+    if context > config.max_position_embeddings:
         raise UsageError(
             f"a context of {context:,} tokens lies beyond the model's {config.max_position_embeddings:,} positions."
         )
@@ -147,7 +158,8 @@ def _v4(config: ModelConfig, seen: _Seen) -> Iterator[Product]:
         for kinds in (set(LayerKind), {LayerKind.CSA}, {LayerKind.HCA})
     )
     projections, core = "attention projections", "attention core"
-    yield every.each(projections, "query", d * q + q * heads * c, "fp8", "d·q + q·H·c")
+    yield every.each(projections, "query down", d * q, "fp8", "d·q")
+    yield every.each(projections, "query up", q * heads * c, "fp8", "q·H·c")
     yield every.each(projections, "window KV", d * c, "fp8", "d·c")
     yield every.each(projections, "output", heads * c * r + groups * r * d, "fp8", "H·c·r + g·r·d")
     both = 2 * heads * c
@@ -184,7 +196,8 @@ def _v32(config: V32Config, seen: _Seen) -> Iterator[Product]:
         _Layers(count, seen.tokens) for count in (n.num_hidden_layers, first, n.num_hidden_layers - first)
     )
     projections = "attention projections"
-    yield every.each(projections, "query", d * q + q * heads * (nope + rope), "fp8", "d·q + q·H·(n + p)")
+    yield every.each(projections, "query down", d * q, "fp8", "d·q")
+    yield every.each(projections, "query up", q * heads * (nope + rope), "fp8", "q·H·(n + p)")
     yield every.each(projections, "latent", d * (rank + rope), "fp8", "d·(l + p)")
     yield every.each(projections, "absorbed", heads * rank * (nope + value), "fp8", "H·l·(n + v)")
     yield every.each(projections, "output", heads * value * d, "fp8", "H·v·d")

@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Requests:
     count: int
     prompt: int
     output: int
-    cached: float = 0.0
+    cached: Fraction = Fraction(0)
     reasoning: Mapping[str, int] | None = None
     effort: str = "none"
 
@@ -75,7 +76,7 @@ class Requests:
 
     def at(self, effort: str) -> Requests:
         """The same with another effort. UsageError where it is not known how much is thought then."""
-        if effort not in EFFORTS:
+        if not isinstance(effort, str) or effort not in EFFORTS:
             raise UsageError(f"effort is {effort!r}; give one of {', '.join(EFFORTS)}.")
         if self.reasoning is not None and effort not in self.reasoning:
             raise UsageError(
@@ -83,7 +84,7 @@ class Requests:
             )
         return replace(self, effort=effort)
 
-    def reading(self, cached: float) -> Requests:
+    def reading(self, cached: Fraction) -> Requests:
         """The same with another share of known tokens."""
         return replace(self, cached=cached)
 
@@ -119,7 +120,7 @@ def _requests(name: str, table: Mapping[str, Any]) -> Requests:
         if field not in table:
             raise UsageError(f"the field {field} is missing; add it.")
     per = table.get("per", "month")
-    if per not in _PER:
+    if not isinstance(per, str) or per not in _PER:
         raise UsageError(f"per is {per!r}; give one of {', '.join(_PER)}.")
     made = Requests(
         name=name,

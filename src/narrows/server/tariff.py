@@ -6,10 +6,7 @@ from collections.abc import Iterable
 from datetime import date
 from typing import Any
 
-from narrows.economics.prices import Entry, Price, PriceBook
-
-OTHERWISE = "self-hosted"
-"""Under which a model is billed that has no price under its own name."""
+from narrows.economics.prices import OTHERWISE, Entry, Price, PriceBook
 
 
 class Tariff:
