@@ -173,6 +173,7 @@ def test_groups_share_heads_and_keep_the_same_history() -> None:
     assert rows.of("history") == pytest.approx(alone.of("history") / 8)
     assert rows.of("weights") > group.of("weights") > alone.of("weights") / 8
     assert of(group, "head") == pytest.approx(of(alone, "head") / 8)
+    assert of(group, "head: logits") == pytest.approx(of(alone, "head: logits") / 8)
     assert of(rows, "head") == of(alone, "head")
     # One request cannot be divided but by its heads.
     one, eight = (Deployment(PRO, CHIP, layout).step(1, 100_000) for layout in (Layout(), Layout(8)))

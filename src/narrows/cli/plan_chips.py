@@ -10,6 +10,7 @@ import typer
 
 from narrows.cli.configs import config_of
 from narrows.cli.plan_shared import (
+    LETTERS,
     REACHED,
     ChipFilesOption,
     ContextOption,
@@ -111,6 +112,7 @@ def chips(
         print(_sources([choice.chip for choice in choices]))
     if lines:
         print_tables(terms_table(lines))
+        aside(f"Of products: {LETTERS}.")
     aside(
         f"Reached: {part:.0%} of the roofline. own: what a bought chip is written off, and its power; bare: without "
         "what it needs beside itself, such as a CPU's memory or a card's host, so not to be compared with a rent."

@@ -13,6 +13,7 @@ import typer
 
 from narrows.cli.configs import config_of
 from narrows.cli.plan_shared import (
+    LETTERS,
     REACHED,
     ChipFilesOption,
     JsonOption,
@@ -132,6 +133,8 @@ def cost(
     print_tables(
         _bills(made), *_efforts(made), *_hosting(hosted, made, least), *([terms_table(lines)] if lines else [])
     )
+    if lines:
+        aside(f"Of products: {LETTERS}.")
     if hosted:
         aside(
             f"Hosting: {part:.0%} of the roofline, {least:g} tokens/s or more for every request, and as many at once "

@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from narrows.cli.configs import config_of
-from narrows.cli.plan_shared import JsonOption
+from narrows.cli.plan_shared import LETTERS, JsonOption
 from narrows.economics.models import PREDECESSOR
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from narrows.economics.work import AnyConfig, Product
-
-
-_LETTERS = (
-    "d hidden size, H heads of c channels (V3.2: n without RoPE, p with it, v of value), q and l ranks of queries and "
-    "latents, g groups of rank r at the output, I index heads of e channels, h streams, E experts of width w, k "
-    "of them active, s shared, W the width of dense layers"
-)
 
 
 def efficiency(
@@ -76,7 +69,7 @@ def efficiency(
             *([_kept(name, config, most) for name, config in configs.items()] if explain else []),
         )
         if explain:
-            aside(_LETTERS)
+            aside(LETTERS)
     for file in plot or []:
         dense = contexts_up_to(most, least=1024, each=8)
         plot_efficiency({name: curve(config, dense) for name, config in configs.items()}, file)

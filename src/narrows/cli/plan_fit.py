@@ -9,6 +9,7 @@ import typer
 
 from narrows.cli.configs import config_of
 from narrows.cli.plan_shared import (
+    LETTERS,
     REACHED,
     ChipFilesOption,
     ContextOption,
@@ -81,6 +82,7 @@ def fit(
     print_tables(_memory(made), *([_time(made)] if made.step else []))
     if explain:
         print_tables(terms_table(made.explain()))
+        aside(f"Of products: {LETTERS}.")
     aside(
         f"Reached: {part:.0%} of the roofline. {ROOM:.0%} of every chip's memory is left to what is computed. A step "
         "is as long as the longer of its products and its memory's (weights and history), its links and their latency."

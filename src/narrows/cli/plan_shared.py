@@ -19,6 +19,13 @@ REACHED = "50%"
 """Of the roofline, what is assumed unless the planner knows better. We have measured nothing on other chips; what our
 own engine reaches on a CPU is in benchmarks/results/roofline.json."""
 
+LETTERS = (
+    "d hidden size, H heads of c channels (V3.2: n without RoPE, p with it, v of value), q and l ranks of queries and "
+    "latents, g groups of rank r at the output, I index heads of e channels, h streams, E experts of width w, k "
+    "of them active, s shared, W the width of dense layers"
+)
+"""What stands for what in the terms of products."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ContextOption = Annotated[str, typer.Option("--context", metavar="N", help="Tokens, or so many K (1,024) or M.")]
 PlannedModelOption = Annotated[

@@ -192,7 +192,7 @@ class Deployment:
                 "products",
                 f"{product.component}: {product.name}",
                 flops / rate,
-                f"{flops / 1e9:,.4g} GFLOP a chip, at {rate / 1e12:,.4g} TFLOP/s ({kind}): {product.terms}",
+                f"{_digits(flops / 1e9)} GFLOP a chip, at {_digits(rate / 1e12)} TFLOP/s ({kind}): {product.terms}",
             )
 
     def _rows_of(self, product: Product, rows: _Rows) -> float:
@@ -279,3 +279,8 @@ class Deployment:
         yield Term(
             "latency", name, times * COLLECTIVE_SECONDS, f"{times} times {COLLECTIVE_SECONDS * 1e6:g} µs, assumed"
         )
+
+
+def _digits(number: float) -> str:
+    """Four of them, or all before the point."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
