@@ -95,6 +95,10 @@ def test_users_that_fit_and_those_that_do_not(plan: Plan) -> None:
     )
     assert held
     assert 15 < int(held[1]) < 30
+    row = re.split(r"\s{2,}", out[out.index("a token for each") :].splitlines()[4].strip())
+    users, each, together = int(row[0]), float(row[7]), float(row[8])
+    assert users == int(held[1])
+    assert together == pytest.approx(users * each, rel=0.02)
     out, _ = plan("fit", "--chips", "8xH200", "--context", "1M", "--users", "4", "--explain")
     assert "hold deepseek-v4-pro and 4 users of 1,048,576 tokens, with room for " in out
     assert re.search(r"^ first token, alone +[\d.]+ s = ", out, re.MULTILINE)

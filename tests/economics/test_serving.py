@@ -70,7 +70,8 @@ def test_a_mix_is_served_as_its_parts_are() -> None:
     assert 1 / mixed.requests_per_second == pytest.approx(0.25 * each[0] + 0.75 * each[1])
     assert mixed.first_token_seconds == serve(HERE, [long], 16).first_token_seconds
     assert mixed.first_token_seconds == HERE.first_token_seconds(50_000, 50_000)
-    assert mixed.step_seconds == HERE.step(16, long.halfway).seconds
+    for both in ([short, long], [long, short]):
+        assert serve(HERE, both, 16).step_seconds == HERE.step(16, long.halfway).seconds
     # As many fit as if each were the longest.
     assert most_at_once(HERE, mixed.demands, 1e-3) == HERE.capacity(long.context)
 
