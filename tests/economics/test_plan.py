@@ -219,7 +219,7 @@ def test_what_the_page_shows() -> None:
         assert found["flops"] == float(total(decode_work(CONFIGS[name], 1 << 20)))
         assert found["history_bytes"] == history_bytes(CONFIGS[name], 1 << 20)
         assert found["curve"][-1] == [1 << 20, found["flops"], found["history_bytes"]]
-        assert len(found["curve"]) == 41
+        assert [place for place, _, _ in found["curve"]][::4] == [4096 << double for double in range(9)]
     month = told["month"]
     assert month["tokens"] == {"hit": 225_000_000, "miss": 675_000_000, "output": 100_000_000}
     by_model = {one["model"]: one for one in month["costs"]}
@@ -233,6 +233,8 @@ def test_what_the_page_shows() -> None:
     first = overview(BOOK, date(2026, 1, 2), context=1, cached=Fraction(0), tokens=1, written=Fraction(0))
     assert [one["model"] for one in first["month"]["costs"]] == ["self-hosted"]  # no other had a price then
     assert [len(found["curve"]) for found in first["efficiency"].values()] == [1, 1, 1]
+    short = overview(BOOK, TODAY, context=9, cached=Fraction(0), tokens=1, written=Fraction(0))
+    assert [place for place, _, _ in short["efficiency"][PRO]["curve"]] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize(

@@ -34,4 +34,4 @@ def contexts_up_to(most: int, least: int = 4096, each: int = 1) -> list[int]:
     while (context := round(least * 2 ** (step / each))) < most:
         found.append(context)
         step += 1
-    return [*found, most]
+    return [*dict.fromkeys(found), most]  # the first few may round to the same

@@ -67,8 +67,8 @@ def _efficiency(name: str, context: int) -> dict[str, Any]:
 
 @lru_cache(256)
 def _curve(name: str, context: int) -> Sequence[Cost]:
-    """Four points a doubling, and the context itself."""
-    return curve(CONFIGS[name], contexts_up_to(context, least=min(1024, context), each=4))
+    """From a 256th of the context on, where a picture of it begins, four points a doubling."""
+    return curve(CONFIGS[name], contexts_up_to(context, least=max(1, context // 256), each=4))
 
 
 def _month(tokens: int, cached: Fraction, written: Fraction) -> Tokens:
