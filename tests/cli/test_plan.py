@@ -26,7 +26,7 @@ def test_json_says_the_same(plan: Plan) -> None:
     assert told["against"] == "deepseek-v3.2"
     assert [*told["models"]] == ["deepseek-v3.2", "deepseek-v4-pro"]
     assert told["models"]["deepseek-v4-pro"][-1]["context"] == 131_072
-    assert round(told["models"]["deepseek-v4-pro"][-1]["flops"] / 1e9, 1) == 146.5
+    assert round(told["models"]["deepseek-v4-pro"][-1]["fp8_equivalent_flops"] / 1e9, 1) == 146.5
 
 
 def test_every_operation_is_explained(plan: Plan) -> None:
@@ -44,7 +44,7 @@ def test_every_operation_is_explained(plan: Plan) -> None:
 def test_curves_are_drawn(plan: Plan, tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"curves.{kind}"
     _, said = plan("efficiency", "--context", "64K", "--plot", str(file))
-    assert said == f"{file}: both curves\n"
+    assert said == f"{file}: drawn, both against the context\n"
     assert file.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
 

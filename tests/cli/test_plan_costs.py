@@ -56,8 +56,10 @@ def test_the_bill_becomes_1392(plan: Plan) -> None:
     told = json.loads(plan(*BILL, "--json")[0])
     assert [bill["total"] for bill in told["bills"]] == ["10000.00", "1392.00", "348.00"]
     hosted = told["hosting"][0]
-    launch = next(even for even in hosted["break_even"] if even["price_since"] == "2026-04-24")
-    assert launch["requests_a_month"] == pytest.approx(hosted["dollars_a_month"] / (1392 / 400_000))
+    paid, today = hosted["break_even"]
+    assert (paid["instead_of"], today["price_since"]) == ("claude-opus-4.8", "2026-04-27")
+    assert paid["requests_a_month"] == pytest.approx(hosted["dollars_a_month"] / (10_000 / 400_000))
+    assert today["requests_a_month"] == pytest.approx(hosted["dollars_a_month"] / (348 / 400_000))
 
 
 def test_what_a_bill_was_paid_for_changes_it(plan: Plan) -> None:
@@ -95,8 +97,8 @@ def test_users_that_fit_and_those_that_do_not(plan: Plan) -> None:
     )
     assert held
     assert 15 < int(held[1]) < 30
-    row = re.split(r"\s{2,}", out[out.index("a token for each") :].splitlines()[4].strip())
-    users, each, together = int(row[0]), float(row[7]), float(row[8])
+    users = int(re.findall(r"(\d+) users write, and no prompt is read", out)[0])
+    each, together = (float(re.findall(rf"tokens/s {name} +([\d.]+)", out)[0]) for name in ("each", "together"))
     assert users == int(held[1])
     assert together == pytest.approx(users * each, rel=0.02)
     out, _ = plan("fit", "--chips", "8xH200", "--context", "1M", "--users", "4", "--explain")
@@ -161,6 +163,7 @@ def served(told: Any) -> float:
         (COST, ("--cached", "90%"), served, True),
         (COST, ("--reasoning", "2000"), served, False),
         (COST, ("--chips", "4xH200"), served, False),
+        (COST, ("--hours", "200"), served, False),
     ],
 )
 def test_every_option_counts(plan: Plan, asked: tuple[str, ...], option: tuple[str, ...], of: Any, more: bool) -> None:
@@ -178,16 +181,17 @@ def test_the_tables_say_what_json_says(plan: Plan) -> None:
     assert cells[2] == hosted["layout"]
     assert [float(cell.strip("$")) for cell in cells[-3:-1]] == pytest.approx([read, written], rel=0.01)
     used = told["requests"] / hosted["most_requests_a_month"]
-    assert cells[-1] == (f"{used:.1%} of it" if used <= 1 else f"{math.ceil(used):,} such sets")
+    assert cells[-1] == f"{used:.1%} of the most"
     many = plan("cost", "--monthly-bill", "100000000", *asked[3:])[0]
     row = next(line for line in many.splitlines() if line.startswith(" deepseek-v4-flash   8xH200"))
-    assert row.strip().endswith(f"{math.ceil(1000 * used):,} such sets")
+    sets = math.ceil(1000 * used)
+    assert row.strip().endswith(f"{sets:,} sets, ${sets * hosted['dollars_a_month']:,.0f}")
 
 
 def test_who_pays_a_model_sees_it_hosted(plan: Plan) -> None:
     out, _ = plan("cost", "--monthly-bill", "1000000", "--from", "v4-pro", "--to", "v4-flash", "--speed", "60")
     assert re.search(r"^ deepseek-v4-pro +8xH200 +tp=", out, re.MULTILINE)
-    assert re.search(r"never at 60 tokens/s: [\d.]+ times it", out)
+    assert re.search(r"never at 60 tokens/s: [\d.]+ × the most", out)
     early, _ = plan(*BILL, "--on", "2026-06-01")
     assert early.splitlines()[3:] == plan(*BILL)[0].splitlines()[3:]  # the same prices held then
     first = json.loads(plan(*BILL[:3], "--from", "v4-pro", "--to", "v4-flash", "--on", "2026-04-25", "--json")[0])
@@ -226,9 +230,8 @@ def test_all_chips_are_listed_with_their_sources(plan: Plan) -> None:
     for chip in Chips.load().all:
         assert re.search(rf"^ {re.escape(chip.name)} ", out, re.MULTILINE)
         assert chip.facts in out
-    assert [chip["name"] for chip in json.loads(plan("chips", "--list", "--json")[0])] == [
-        chip.name for chip in Chips.load().all
-    ]
+    told = json.loads(plan("chips", "--list", "--json")[0])["chips"]
+    assert [chip["name"] for chip in told] == [chip.name for chip in Chips.load().all]
 
 
 def test_this_machine_is_measured_and_then_known(
@@ -267,7 +270,14 @@ _BEYOND = "2,097,152 tokens lies beyond the model's 1,048,576 positions"
         (("cost", "--monthly-bill", "-3", "--from", "opus-4.8"), "--monthly-bill is -3; give dollars from 0 on"),
         (("cost", "--monthly-bill", "10 EUR", "--from", "opus-4.8"), "--monthly-bill is '10 EUR'; give dollars"),
         ((*BILL, "--to", "v5-pro"), "v5-pro has no price; the nearest names that have one: deepseek-v4-pro"),
-        ((*BILL, "--cached", "80"), "--cached is '80'; give a share from 0, up to 1"),
+        (
+            (*BILL, "--prompt", "1K", "--cached", "80"),
+            "--cached is '80'; give a share up to 1, or 80%, if that is meant",
+        ),
+        ((*BILL, "--cached", "80%"), "--cached is a share of what requests read, which is nothing; give --prompt"),
+        ((*BILL, "--hours", "800"), "--hours is 800, and a month has 730.5; give fewer"),
+        ((*BILL, "--hours", "0"), "--hours is 0.0; give a number above 0"),
+        (("efficiency", "--plot", "folder"), "folder cannot be drawn; name a .png, .svg or .pdf file"),
         ((*BILL, "--effort", "max"), "--effort is a workload's; of a bill, --reasoning says how much is thought"),
         ((*BILL, "--on", "2026-04-25"), "claude-opus-4.8 has no price on 2026-04-25"),
         ((*BILL, "--output", "0"), "such requests read and write nothing; give --prompt or --output above 0"),
@@ -292,7 +302,7 @@ _BEYOND = "2,097,152 tokens lies beyond the model's 1,048,576 positions"
         (("fit", "--chips", "8xH200", "--layout", "tp=3"), "the layout tp=3,dp=1,pp=1 cannot be: it has 3 × 1 × 1 = 3"),
         (("fit", "--chips", "3xH200", "--layout", "tp=3"), "tp=3 does not divide the 128 query heads"),
         (("fit", "--chips", "67xH200"), "do not divide the 384 routed experts"),
-        (("fit", "--chips", "8xM3-Ultra"), "the model cannot be spread over 8 M3-Ultra: nothing connects 8 M3-Ultra"),
+        (("fit", "--chips", "8xM3-Ultra"), "the model cannot be spread over 8 M3-Ultra: no network is known of"),
         (("fit", "--chips", "8xH200", "--model", "v3.2", "--context", "1M"), "the model's 163,840 positions"),
         (("fit", "--chips", "8xH200", "--precision", "float32"), "give one of official, fp8, bf16"),
         (("chips", "--have", "this-machine"), "this machine has not been measured yet"),

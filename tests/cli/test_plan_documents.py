@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from narrows.economics import measure
 from narrows.economics.chips import Chips
+from narrows.economics.prices import PriceBook
 from narrows.model.presets import TINY
 from tests.cli.conftest import Plan
 
@@ -42,7 +44,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NARROWS_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(measure, "_READ", 1 << 22)
     monkeypatch.setattr(measure, "_SIDE", 64)
-    workload, chips = blocks(PLANNING, "toml")
+    workload, chips, prices = blocks(PLANNING, "toml")
+    Path("prices.toml").write_text(prices, encoding="utf-8")
     Path("workload.toml").write_text(workload, encoding="utf-8")
     Path("chips.toml").write_text(chips, encoding="utf-8")
     Path("my-model").mkdir()
@@ -64,5 +67,6 @@ def test_it_runs(plan: Plan, place: Path, command: str) -> None:
     assert out.count("\n") > 3
 
 
-def test_the_file_of_chips_is_read(place: Path) -> None:
+def test_the_files_of_chips_and_prices_are_read(place: Path) -> None:
     assert Chips.load(place / "chips.toml").find("mine").memory == 96 * 10**9
+    assert PriceBook.load(place / "prices.toml").price("our-host/v4-pro", date(2026, 11, 2)).output == 1_900_000

@@ -74,6 +74,7 @@ def test_how_many_of_which() -> None:
         ("8xH20", "there is no chip 'H20' here; the nearest: H200"),
         ("H300", "there is no chip 'H300' here; the nearest: H"),
         ("0xH200", "the chips are '0xH200'; say how many of which"),
+        ("8xH200,8xH100", "name one kind, for sets of several kinds cannot be planned"),
         ("999999xH200", "such as 8xH200, from 1 to 100,000"),
         ("", "the chips are ''"),
         ("8x", "there is no chip '8x' here"),

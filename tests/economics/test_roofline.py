@@ -312,7 +312,7 @@ def test_what_is_no_layout(text: str) -> None:
 
 def test_chips_without_links_stand_alone() -> None:
     loose = replace(CHIP, network=None)
-    with pytest.raises(UsageError, match="nothing connects 16 Test: a node has 8, and others are not reached"):
+    with pytest.raises(UsageError, match="no network is known of more than 8 of them, unless a file of chips"):
         Layout(data=16).check(PRO, loose, 16)
     Layout(data=8).check(PRO, loose, 8)
     assert not list(layouts(PRO, loose, 16))

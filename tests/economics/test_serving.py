@@ -267,15 +267,18 @@ def test_what_is_in_the_way_is_said() -> None:
     assert "give the first token after" in choose(PRO, few, replace(TARGET, first_token=1e-6))[0].missed
     assert "8 hold" in choose(PRO, few, replace(TARGET, users=10**6))[0].missed
     loose = replace(CHIP, node=1, link=None, network=None)
-    assert choose(PRO, [(5, loose)], TARGET)[0].missed.startswith("1 give 13")
+    missed = choose(PRO, [(5, loose)], TARGET)[0].missed
+    assert missed.startswith("1 give 13")
+    assert missed.endswith("; no network is known of more")
 
 
 def test_numbers_of_chips_that_are_tried() -> None:
     assert list(counts(CHIP, None)) == [*range(1, 8), *(8 * nodes for nodes in range(1, MOST_NODES + 1))]
     assert list(counts(CHIP, 6)) == [1, 2, 3, 4, 5, 6]
-    assert list(counts(CHIP, 20)) == [*range(1, 8), 8, 16]
+    assert list(counts(CHIP, 20)) == [*range(1, 8), 8, 16, 20]
     assert list(counts(replace(CHIP, node=1), 3)) == [1, 2, 3]
-    assert list(counts(CHIP, 300)) == [*counts(CHIP, None), 128, 256]
+    assert list(counts(CHIP, 300)) == [*counts(CHIP, None), 128, 256, 300]
+    assert list(counts(CHIP, 8)) == [*range(1, 9)]
     assert len(list(counts(replace(CHIP, node=1), 100_000))) < 30
 
 

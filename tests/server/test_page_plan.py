@@ -14,19 +14,20 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from narrows.economics.money import picodollars, shown
 from narrows.economics.overview import overview
-from narrows.economics.prices import Tokens
+from narrows.economics.prices import OTHERWISE, Tokens
 from tests.server.browsing import BOOK, House, Visit
 from tests.server.scripted import wait_for
 from tests.server.test_page import AUDIT
 
 TODAY = datetime.now(UTC).date()
+OFFERS = [name for name in BOOK.names if name != OTHERWISE]
 MODELS = ("deepseek-v3.2", "deepseek-v4-pro", "deepseek-v4-flash")
 
 
 def start(visit: Visit) -> Page:
     page = visit.open(visit.house.key())
     page.get_by_role("tab", name="Plan").click()
-    expect(page.locator("#plan-costs tbody tr")).to_have_count(len(BOOK.names))
+    expect(page.locator("#plan-costs tbody tr")).to_have_count(len(OFFERS))
     return page
 
 
@@ -106,10 +107,9 @@ def check_month(page: Page, tokens: int, written: str, cached: str) -> None:
     ticks = heights(svg)
     (low, bottom), (high, top) = min(ticks.items()), max(ticks.items())
     for i, (row, cost) in enumerate(zip(rows, costs, strict=True)):
-        name = {"self-hosted": "this server"}.get(cost["model"], cost["model"])
         exact = BOOK.price(cost["model"], TODAY).cost(Tokens(**kinds))
         amounts = [shown(picodollars(cost[kind])) for kind in ("hit", "miss", "output")]
-        assert [*row[:2], *row[3:]] == [name, shown(exact), *amounts, cost["since"]]
+        assert [*row[:2], *row[3:]] == [cost["model"], shown(exact), *amounts, cost["since"]]
         assert float(row[2].removesuffix("×").replace(",", "")) == pytest.approx(
             float(Fraction(picodollars(costs[0]["total"]), exact)), rel=0.005
         )
@@ -229,17 +229,9 @@ def test_a_slider_that_is_dragged_asks_when_it_rests(visit: Visit) -> None:
     visit.check()
 
 
-def test_the_servers_own_price_stands_only_where_something_is_billed_at_it(visit: Visit) -> None:
-    def without(route: Route) -> None:
-        told = route.fetch().json()
-        models = [one for one in told["models"] if one["priced_as"] != "self-hosted"]
-        route.fulfill(json={**told, "models": models})
-
-    visit.page.route("**/api/prices", without)
-    page = visit.open(visit.house.key())
-    page.get_by_role("tab", name="Plan").click()
-    expect(page.locator("#plan-costs tbody tr")).to_have_count(len(BOOK.names) - 1)
-    expect(page.locator("#plan")).not_to_contain_text("this server")
+def test_the_servers_own_price_is_nobodys_offer(visit: Visit) -> None:
+    page = start(visit)
+    expect(page.locator("#plan-costs tbody tr")).to_have_count(len(OFFERS))
     expect(page.locator("#plan")).not_to_contain_text("self-hosted")
     visit.check()
 
@@ -286,7 +278,7 @@ def test_everybody_can_read_it(browser: Browser, page_house: House, theme: Any, 
     page = visit.open(page_house.key())
     page.reload()
     page.get_by_role("tab", name="Plan").click()
-    expect(page.locator("#plan-costs tbody tr")).to_have_count(len(BOOK.names))
+    expect(page.locator("#plan-costs tbody tr")).to_have_count(len(OFFERS))
     move(page, "Tokens a month", 18, "1 trillion tokens")
     expect(page.locator("#plan-month-words")).to_contain_text("100,000,000,000 written")
     for details in page.locator("#plan details").all():

@@ -22,7 +22,6 @@ from narrows.cli.plan_shared import (
     chips_of,
     duration,
     figure,
-    giga,
     money,
     parse_chips,
     precision_of,
@@ -35,6 +34,10 @@ if TYPE_CHECKING:
 
     from narrows.economics.chips import Chip
     from narrows.economics.choose import Choice
+
+
+_CACHED = "90%"
+"""Of the prompts of who works on something for long, such as an agent. An assumption."""
 
 
 def chips(
@@ -50,7 +53,7 @@ def chips(
     output: Annotated[str, typer.Option(metavar="N", help="Tokens of the context that are written.")] = "1K",
     cached: Annotated[
         str, typer.Option(metavar="SHARE", help="The share of prompts that is known: 0.8 or 80%.")
-    ] = "90%",
+    ] = _CACHED,
     speed: SpeedOption = 20.0,
     first_token: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The first token of who asks alone, at the latest.")
@@ -81,7 +84,7 @@ def chips(
     known = chips_of(chip_file)
     if listed:
         if as_json:
-            print(json.dumps([chip.told() for chip in known.all], indent=2))
+            print(json.dumps({"chips": [chip.told() for chip in known.all]}, indent=2))
         else:
             print_tables(_data(known.all))
             if explain:
@@ -105,16 +108,19 @@ def chips(
         told = {"model": model, "choices": [choice.told() for choice in choices]}
         print(json.dumps(told | ({"explained": lines} if explain else {}), indent=2))
         return
-    title = f"{model}: {users:,} users of {whole:,} tokens, {speed:g} tokens/s each"
-    title += f"; of {prompt:,} tokens read {demand.hit:,} known, {written:,} written"
-    print_tables(*_choices(title, choices))
+    assumed = f" ({cached} unless --cached says otherwise)" if cached == _CACHED else ""
+    print(
+        f"{users:,} users of {model}, {speed:g} tokens/s or more each while others' prompts are read. Prompts of "
+        f"{prompt:,} tokens,\nof which {demand.hit:,} are known{assumed}, and {written:,} tokens written to each.\n"
+    )
+    print_tables(*_choices(choices))
     if explain:
         print(_sources([choice.chip for choice in choices]))
     if lines:
         print_tables(terms_table(lines))
         aside(f"Of products: {LETTERS}.")
     aside(
-        f"Reached: {part:.0%} of the roofline. own: what a bought chip is written off, and its power; bare: without "
+        f"Reached: {part:.0%} of the roofline. own: what a bought chip is written off, and its power; bare: without\n"
         "what it needs beside itself, such as a CPU's memory or a card's host, so not to be compared with a rent."
     )
 
@@ -125,11 +131,11 @@ def _has_number(text: str) -> bool:
     return re.match(r"\s*[0-9]+\s*[x×*]", text, re.IGNORECASE) is not None
 
 
-def _choices(title: str, found: list[Choice]) -> list[Table]:
+def _choices(found: list[Choice]) -> list[Table]:
     from narrows.cli.tables import table
 
-    columns = ("$ an hour", "as", "$ a month", "tokens/s each", "first token, alone", "a million written", "binds")
-    meets = table(title, "chips", "layout", *columns, left=2)
+    columns = ("$/hour", "as", "$/month", "tokens/s each", "first token, alone", "$/M written", "binds")
+    meets = table("the fewest that do", "chips", "layout", *columns, left=2)
     misses = table("not with these", "chips", "because", left=2)
     for choice in found:
         served = choice.served
@@ -154,26 +160,16 @@ def _choices(title: str, found: list[Choice]) -> list[Table]:
 def _data(known: Iterable[Chip]) -> Table:
     from narrows.cli.tables import table
 
-    columns = (
-        "memory",
-        "GB/s",
-        "BF16 TFLOP/s",
-        "FP8",
-        "FP4",
-        "link GB/s",
-        "a node",
-        "network GB/s",
-        "W",
-        "$ an hour",
-        "as",
-    )
-    shown = table("chips", "chip", "maker", *columns, "priced", left=2)
+    speeds = ("BF16", "FP8", "FP4")  # TFLOP/s, dense
+    columns = ("GB", "GB/s", *speeds, "link", "node", "network", "W", "$/hour", "as")
+    title = "TFLOP/s, dense; links to a node's other chips and network to other nodes in GB/s, one direction"
+    shown = table(title, "chip", "maker", *columns, "priced", left=2)
     for chip in known:
         told = chip.told()
         shown.add_row(
             chip.name,
             chip.maker,
-            giga(chip.memory),
+            figure(chip.memory / 1e9),
             *(
                 _or_dash(told[name])
                 for name in ("bandwidth_gbs", "bf16_tflops", "fp8_tflops", "fp4_tflops", "link_gbs")

@@ -29,6 +29,7 @@ from narrows.cli.plan_shared import (
     terms_table,
 )
 from narrows.economics.money import PICODOLLARS, shown
+from narrows.economics.workload import HOURS_A_MONTH
 from narrows.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def cost(
     ] = None,
     chip_file: ChipFilesOption = None,
     speed: SpeedOption = 20.0,
+    hours: Annotated[
+        float, typer.Option(metavar="N", help="Hours of a month in which requests come; chips cost all of them.")
+    ] = HOURS_A_MONTH,
     precision: PlannedPrecisionOption = "official",
     reached: ReachedOption = REACHED,
     explain: Annotated[bool, typer.Option("--explain", help="Also show how every figure comes about.")] = False,
@@ -117,12 +121,17 @@ def cost(
     else:
         if effort is not None:
             raise UsageError("--effort is a workload's; of a bill, --reasoning says how much is thought.")
+        if cached is not None and prompt == _SHAPE[0]:
+            raise UsageError("--cached is a share of what requests read, which is nothing; give --prompt.")
         made = _of_bill(str(monthly_bill), (prompt, output, reasoning), cached or "0", source, within)
     known = chips_of(chip_file)
     sets = [parse_chips(text, known) for text in host or [_SET]]
     least, part = positive(speed, "--speed"), reached_of(reached)
     models = [(name, config_of(name)) for name in made.models if _has_config(name)]
-    hosted = hosting(made, models, sets, speed=least, precision=precision_of(precision), reached=part)
+    kept, busy = precision_of(precision), positive(hours, "--hours")
+    if busy > HOURS_A_MONTH:
+        raise UsageError(f"--hours is {hours:g}, and a month has {HOURS_A_MONTH}; give fewer.")
+    hosted = hosting(made, models, sets, speed=least, precision=kept, reached=part, hours=busy)
     lines = [*made.explain(), *(line for one in hosted if one.served for line in one.explain())] if explain else []
     if as_json:
         told = made.told() | {"hosting": [one.told() for one in hosted]}
@@ -135,10 +144,13 @@ def cost(
     )
     if lines:
         aside(f"Of products: {LETTERS}.")
+    if monthly_bill is not None and prompt == _SHAPE[0]:
+        aside("All of the bill is taken for written tokens; --prompt, --cached and --output say otherwise.")
     if hosted:
         aside(
             f"Hosting: {part:.0%} of the roofline, {least:g} tokens/s or more for every request, and as many at once "
-            "as fit and as that allows. Chips cost what they do whether or not anybody asks."
+            f"as fit\nand as that allows, through {busy:g} hours of a month. Chips cost what they do whether or not "
+            "anybody asks."
         )
 
 
@@ -192,7 +204,7 @@ def _bills(made: MonthlyPlan) -> Table:
     made_table = table("dollars a month", "model", "price of", *_KINDS, "together", "times less", left=2)
     for one in made.bills:
         compared = made.reference is not None and one is not made.reference and one.total
-        times = f"{float(made.reference.total / one.total):,.3g}" if compared and made.reference else "–"
+        times = figure(float(made.reference.total / one.total)) if compared and made.reference else "–"
         parts = (_dollars(part) for part in (one.hit, one.miss, one.output, one.total))
         made_table.add_row(one.entry.model, _dated(one.entry, made), *parts, times)
     return made_table
@@ -213,11 +225,10 @@ def _efforts(made: MonthlyPlan) -> list[Table]:
 def _hosting(hosted: list[Hosted], made: MonthlyPlan, speed: float) -> list[Table]:
     from narrows.cli.tables import table
 
-    columns = ("$ a month", "at once", "most requests a month", "a million read", "a million written", "this month")
+    columns = ("$/month", "at once", "most requests", "$/M read", "$/M written", "this month's")
     sets = table("hosting it", "model", "chips", "layout", *columns, left=3)
-    even = table(
-        "from when on that is cheaper", "chips", "than", "price of", "requests a month", "of their most", left=3
-    )
+    compared = ("hosting", "is cheaper than", "at its price of", "from requests/month", "of the most")
+    even = table("break-even", *compared, left=3)
     others = table("not hosted", "model", "chips", "because", left=3)
     for one in hosted:
         served, where = one.served, f"{one.count}x{one.chip.name}"
@@ -230,15 +241,20 @@ def _hosting(hosted: list[Hosted], made: MonthlyPlan, speed: float) -> list[Tabl
             figure(served.most_a_month),
             money(served.dollars_per_million_input),
             money(served.dollars_per_million_output),
-            f"{used:.1%} of it" if used <= 1 else f"{ceil(used):,} such sets",
+            f"{used:.1%} of the most" if used <= 1 else _sets(ceil(used), served.monthly),
         )
         for entry, found in one.even:
             if found is not None:
                 part = found.at / found.most
-                share = f"{part:.1%}" if found.reachable else f"never at {speed:g} tokens/s: {part:.3g} times it"
+                share = f"{part:.1%}" if found.reachable else f"never at {speed:g} tokens/s: {part:.3g} × the most"
                 than = (f"{one.model} on {where}", entry.model, _dated(entry, made))
                 even.add_row(*than, figure(found.at), share)
     return [one for one in (sets, even, others) if one.row_count]
+
+
+def _sets(count: int, monthly: float | None) -> str:
+    price = "" if monthly is None else f", ${count * monthly:,.0f}"
+    return f"{count:,} sets{price}"
 
 
 def _dated(entry: Entry, made: MonthlyPlan) -> str:

@@ -42,11 +42,13 @@ def efficiency(
     from narrows.cli.output import aside
     from narrows.cli.tables import print_tables
     from narrows.economics.efficiency import contexts_up_to, curve
-    from narrows.economics.plot import plot_efficiency
+    from narrows.economics.plot import check_picture, plot_efficiency
     from narrows.economics.units import tokens
     from narrows.economics.work import decode_work
 
     most = tokens(context, "--context")
+    for file in plot or []:
+        check_picture(file)
     names = dict.fromkeys([against, *(models or ["deepseek-v4-pro", "deepseek-v4-flash"])])
     configs = {name: config_of(name) for name in names}
     contexts = contexts_up_to(most)
@@ -54,7 +56,10 @@ def efficiency(
     works = {name: decode_work(config, most) for name, config in configs.items()}
     if as_json:
         told: dict[str, Any] = {
-            name: [{"context": cost.context, "flops": float(cost.flops), "history_bytes": cost.bytes} for cost in costs]
+            name: [
+                {"context": cost.context, "fp8_equivalent_flops": float(cost.flops), "history_bytes": cost.bytes}
+                for cost in costs
+            ]
             for name, costs in curves.items()
         }
         explained = {name: [*_lines(configs[name], most, work)] for name, work in works.items()}
@@ -63,7 +68,7 @@ def efficiency(
         )
     else:
         print_tables(
-            _compared("GFLOPs a token", against, curves, lambda cost: float(cost.flops) / 1e9),
+            _compared("GFLOPs a token (FP8-equivalent)", against, curves, lambda cost: float(cost.flops) / 1e9),
             _compared("GB of history", against, curves, lambda cost: cost.bytes / 1e9),
             *([_explained(name, most, work) for name, work in works.items()] if explain else []),
             *([_kept(name, config, most) for name, config in configs.items()] if explain else []),
@@ -73,7 +78,7 @@ def efficiency(
     for file in plot or []:
         dense = contexts_up_to(most, least=1024, each=8)
         plot_efficiency({name: curve(config, dense) for name, config in configs.items()}, file)
-        aside(f"{file}: both curves")
+        aside(f"{file}: drawn, both against the context")
 
 
 def _compared(title: str, against: str, curves: Any, of: Any) -> Table:

@@ -84,8 +84,9 @@ def fit(
         print_tables(terms_table(made.explain()))
         aside(f"Of products: {LETTERS}.")
     aside(
-        f"Reached: {part:.0%} of the roofline. {ROOM:.0%} of every chip's memory is left to what is computed. A step "
-        "is as long as the longer of its products and its memory's (weights and history), its links and their latency."
+        f"Reached: {part:.0%} of the roofline. {ROOM:.0%} of every chip's memory is left to what is computed. A step\n"
+        "is as long as the longer of its products and its memory's (weights and history), its links and their\n"
+        "latency. Who writes while others' prompts are read waits longer: `narrows plan chips` counts that."
     )
 
 
@@ -107,20 +108,17 @@ def _memory(made: Fit) -> Table:
     from narrows.cli.tables import table
 
     deployment = made.deployment
-    each = deployment.request_bytes(made.context)
-    shown = table(
-        f"memory of each of {deployment.layout.chips} chips ({deployment.layout})",
-        *("memory", "of it for us", "weights", "left", "a user's history", "users"),
-        left=0,
-    )
-    shown.add_row(
-        giga(deployment.chip.memory),
-        giga(deployment.memory),
-        giga(deployment.weight_bytes),
-        giga(max(0, deployment.memory - deployment.weight_bytes)),
-        giga(each),
-        f"{made.capacity:,}",
-    )
+    shown = table(f"memory of each of {deployment.layout.chips} chips ({deployment.layout})", "what", "how much")
+    left = max(0, deployment.memory - deployment.weight_bytes)
+    for name, size in (
+        ("all", deployment.chip.memory),
+        ("usable", deployment.memory),
+        ("weights", deployment.weight_bytes),
+        ("left for histories", left),
+        ("one user's history", deployment.request_bytes(made.context)),
+    ):
+        shown.add_row(name, giga(size))
+    shown.add_row("users that fit, on all chips", f"{made.capacity:,}")
     return shown
 
 
@@ -130,18 +128,14 @@ def _time(made: Fit) -> Table:
 
     step = made.step
     assert step is not None
-    columns = ("users", *SIDES, "a step", "tokens/s each", "all", "binds")
-    shown = table("a token for each", *columns, "first token, alone", "a million written", "J each", left=0)
-    sides = [duration(step.shown(side)) for side in SIDES]
-    shown.add_row(
-        f"{made.now:,}",
-        *sides,
-        duration(step.seconds),
-        figure(1 / step.seconds),
-        figure(made.now / step.seconds),
-        step.binds,
-        duration(made.first_token_seconds),
-        money(made.dollars_per_million),
-        "–" if made.joules is None else figure(made.joules),
-    )
+    shown = table(f"{made.now:,} users write, and no prompt is read", "what", "how much")
+    for side in SIDES:
+        shown.add_row(f"a step's {side}", duration(step.shown(side)))
+    shown.add_row("a step: a token for each", duration(step.seconds))
+    shown.add_row("which waits longest for", step.binds)
+    shown.add_row("tokens/s each", figure(1 / step.seconds))
+    shown.add_row("tokens/s together", figure(made.now / step.seconds))
+    shown.add_row("dollars a million written", money(made.dollars_per_million))
+    shown.add_row("joules a token", "–" if made.joules is None else figure(made.joules))
+    shown.add_row("first token of a prompt so long, alone", duration(made.first_token_seconds))
     return shown

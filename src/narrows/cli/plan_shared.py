@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from math import floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,7 +109,9 @@ def money(dollars: float | Fraction | None) -> str:
     if dollars is None:
         return "–"
     value = float(dollars)
-    return f"${value:,.2f}" if value >= 1 or not value else f"${value:.3g}"
+    if value >= 1 or not value:
+        return f"${value:,.2f}"
+    return f"${value:.{2 - floor(log10(value))}f}"
 
 
 def figure(value: float) -> str:

@@ -162,6 +162,8 @@ class Chips:
     def parse(self, text: str) -> tuple[int, Chip]:
         """8xH200: how many of which. UsageError."""
         found = re.fullmatch(r"(?:([0-9]{1,6})\s*[x×*])?\s*(\S.*)", text.strip(), re.IGNORECASE)
+        if "," in text or "+" in text[:-1]:
+            raise UsageError(f"the chips are {text!r}; name one kind, for sets of several kinds cannot be planned.")
         count = int(found[1] or 1) if found else 0
         if found is None or not 1 <= count <= MOST_CHIPS:
             raise UsageError(

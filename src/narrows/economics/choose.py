@@ -50,7 +50,9 @@ class Choice:
         """As JSON."""
         if self.served is None:
             return {"chip": self.chip.name, "missed": self.missed}
-        return {"chip": self.chip.name, "chips": self.served.chips} | self.served.told()
+        step = self.served.deployment.step(self.served.at_once, self.served.demands[0].halfway)
+        told = {"chip": self.chip.name, "chips": self.served.chips, "bought": self.chip.bought, "bare": self.chip.bare}
+        return told | self.served.told() | {"binds": step.binds}
 
 
 def choose(
@@ -75,13 +77,16 @@ def _order(choice: Choice) -> tuple[int, float]:
 
 
 def counts(chip: Chip, most: int | None) -> Iterator[int]:
-    """Numbers of chips that are tried: all within a node, then whole nodes, from MOST_NODES on twice as many each."""
+    """Numbers of chips that are tried: all within a node, then whole nodes, from MOST_NODES on twice as many each; and,
+    where it is said how many there are, all of them."""
     last = chip.node * MOST_NODES if most is None else most
     yield from range(1, min(chip.node, last + 1))
     nodes = 1
     while chip.node * nodes <= last:
         yield chip.node * nodes
         nodes = nodes + 1 if nodes < MOST_NODES else 2 * nodes
+    if most is not None and most > chip.node and most % chip.node:
+        yield most
 
 
 def _choice(
@@ -113,4 +118,5 @@ def _choice(
             missed = f"{count} give the first token after {soonest:,.3g} s"
         elif fastest:
             missed = f"{count} give {fastest:,.3g} tokens/s each"
-    return Choice(chip, None, missed)
+    alone = "; no network is known of more" if chip.network is None else ""
+    return Choice(chip, None, missed + alone)

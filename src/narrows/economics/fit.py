@@ -114,6 +114,7 @@ class Fit:
             "context": self.context,
             "fits": self.fits,
             "capacity": self.capacity,
+            "advice": list(self.advice()),
             "memory_bytes": deployment.memory,
             "weight_bytes": deployment.weight_bytes,
             "request_bytes": deployment.request_bytes(self.context),

@@ -73,7 +73,7 @@ class Layout:
         if self.pipeline > config.num_hidden_layers:
             return f"there are more stages than the {config.num_hidden_layers} layers"
         if (count > 1 and chip.node > 1 and chip.link is None) or (count > chip.node and chip.network is None):
-            return f"nothing connects {count} {chip.name}: a node has {chip.node}, and others are not reached"
+            return f"no network is known of more than {chip.node} of them, unless a file of chips names its network_gbs"
         return None
 
 

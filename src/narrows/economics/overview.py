@@ -12,7 +12,7 @@ from narrows.economics.bill import Bill, bill
 from narrows.economics.efficiency import Cost, contexts_up_to, curve
 from narrows.economics.models import CONFIGS, PREDECESSOR
 from narrows.economics.money import plain
-from narrows.economics.prices import Entry, PriceBook, Tokens
+from narrows.economics.prices import OTHERWISE, Entry, PriceBook, Tokens
 from narrows.errors import UsageError
 
 SHOWN = (PREDECESSOR, "deepseek-v4-pro", "deepseek-v4-flash")
@@ -40,7 +40,8 @@ def overview(
     for name, part in (("cached", cached), ("written", written)):
         if not 0 <= part <= 1:
             raise UsageError(f"{name} is {float(part):g}; give a share from 0 to 1.")
-    entries = [entry for name in book.names if (entry := book.known(name, on)) is not None]
+    named = [name for name in book.names if name != OTHERWISE]  # which is nobody's offer, and low to invite to try
+    entries = [entry for name in named if (entry := book.known(name, on)) is not None]
     shares = [Fraction(step, _STEPS) for step in range(_STEPS + 1)]
     return {
         "context": context,

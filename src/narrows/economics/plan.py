@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from fractions import Fraction
 from typing import Any
@@ -22,7 +22,7 @@ from narrows.economics.serving import (
     deployments,
 )
 from narrows.economics.work import AnyConfig, check_served
-from narrows.economics.workload import EFFORTS, Requests
+from narrows.economics.workload import EFFORTS, HOURS_A_MONTH, Requests
 from narrows.economics.workload import total as total_of
 from narrows.errors import UsageError
 from narrows.model.precision import Precision
@@ -135,7 +135,7 @@ class Hosted:
             if even is not None:
                 name = f"as much as {entry.model}, {entry.since}"
                 terms = f"${even.monthly:,.2f} a month ÷ ${even.monthly / even.at:.6g} a request"
-                lines.append((name, f"{even.at:,.6g} requests a month = {terms}"))
+                lines.append((name, f"{even.at:,.0f} requests a month = {terms}"))
         for name, terms in lines:
             yield f"{where}: {name}", terms
 
@@ -170,12 +170,17 @@ def hosting(
     speed: float,
     precision: Precision = Precision.OFFICIAL,
     reached: float = 1.0,
+    hours: float = HOURS_A_MONTH,
 ) -> list[Hosted]:
-    """Every model on every set of chips. UsageError for a context beyond a model's positions."""
+    """Every model on every set of chips, for requests that come in so many hours of a month. Each is compared with what
+    is paid now, and with the model's own price of today. UsageError for a context beyond a model's positions."""
     found = []
     for name, config in models:
         for demand in made.demands:
-            check_served(config, demand.context)
+            try:
+                check_served(config, demand.context)
+            except UsageError as error:
+                raise UsageError(f"{name} cannot answer prompts of {demand.prompt:,} tokens: {error}") from None
         for count, chip in sets:
             try:
                 possible = deployments(config, chip, count, precision=precision, reached=reached)
@@ -191,8 +196,11 @@ def hosting(
                 )
                 found.append(Hosted(name, count, chip, None, missed))
                 continue
+            served = replace(served, hours=hours)
+            own = [one for one in made.bills if one.entry.model == name][-1:]
+            paid = [made.reference] if made.reference is not None and made.reference not in own else []
             even = tuple(
-                (one.entry, break_even(served, float(one.total / made.requests / PICODOLLARS))) for one in made.bills
+                (one.entry, break_even(served, float(one.total / made.requests / PICODOLLARS))) for one in paid + own
             )
             found.append(Hosted(name, count, chip, served, "", even))
     return found

@@ -9,12 +9,21 @@ from typing import Any
 from narrows.economics.efficiency import Cost
 from narrows.errors import NarrowsError, UsageError
 
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_picture(file: Path) -> None:
+    """UsageError for a kind of picture that is not drawn."""
+    if file.suffix.lower() not in _PICTURES:
+        raise UsageError(f"{file} cannot be drawn; name a .png, .svg or .pdf file.")
+
 
 def plot_efficiency(curves: Mapping[str, Sequence[Cost]], file: Path) -> None:
     """Draw operations a token and bytes of history against the context, a line a model.
 
     NarrowsError where matplotlib is not installed, UsageError for a kind of picture that it does not draw. OSError.
     """
+    check_picture(file)
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -32,10 +41,7 @@ def plot_efficiency(curves: Mapping[str, Sequence[Cost]], file: Path) -> None:
         axes.grid(alpha=0.3)
         _thousands(axes)
         axes.legend()
-    try:
-        figure.savefig(file, dpi=120)
-    except ValueError as error:
-        raise UsageError(f"{file} cannot be drawn ({error}); name a .png, .svg or .pdf file.") from None
+    figure.savefig(file, dpi=120)
 
 
 def _thousands(axes: Any) -> None:

@@ -186,13 +186,15 @@ class Deployment:
         """Of so many rows, times what `work` counts of one."""
         for product in work:
             kind = self._kind(product.kind)
-            flops = product.flops * self.stage_share * self._rows_of(product, rows)
+            times = self._rows_of(product, rows)
+            flops = product.flops * self.stage_share * times
             rate = self.chip.rate(kind)
             yield Term(
                 "products",
                 f"{product.component}: {product.name}",
                 flops / rate,
-                f"{_digits(flops / 1e9)} GFLOP a chip, at {_digits(rate / 1e12)} TFLOP/s ({kind}): {product.terms}",
+                f"{_digits(flops / 1e9)} GFLOP a chip, at {_digits(rate / 1e12)} TFLOP/s ({kind}): "
+                f"2 × {product.terms} × {_digits(times / rows.one)} rows × {self.stage_share:.4g} of the layers",
             )
 
     def _rows_of(self, product: Product, rows: _Rows) -> float:

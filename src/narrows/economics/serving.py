@@ -45,7 +45,7 @@ class Served:
     """A deployment that serves a mix of requests, so many of them at once.
 
     `prefill_seconds` and `decode_seconds` are what an average request takes of all chips; `step_seconds` is the longest
-    step of any kind that writes, 0 where none does.
+    step of any kind that writes, 0 where none does. `hours`: of a month, those in which requests come.
     """
 
     deployment: Deployment
@@ -54,6 +54,7 @@ class Served:
     prefill_seconds: float
     decode_seconds: float
     step_seconds: float
+    hours: float = HOURS_A_MONTH
 
     @property
     def chips(self) -> int:
@@ -102,8 +103,8 @@ class Served:
 
     @property
     def most_a_month(self) -> float:
-        """Requests, if there are always so many at once."""
-        return self.requests_per_second * _HOUR * HOURS_A_MONTH
+        """Requests, if there are so many at once through all hours in which any come."""
+        return self.requests_per_second * _HOUR * self.hours
 
     @property
     def dollars_per_million_output(self) -> float | None:

@@ -13,9 +13,6 @@ const GIGA = 1e9;
 const MILLION = 1_000_000n;
 
 const PREDECESSOR = "deepseek-v3.2";
-/** Of the price book: what a server's own models cost that have no price under their names. */
-const OTHERWISE = "self-hosted";
-const HERE = "this server";
 /** In the first colours of all, whatever else has a price. */
 const FIRST = ["deepseek-v4-pro", "deepseek-v4-flash", PREDECESSOR];
 
@@ -52,13 +49,10 @@ export function startPlan(server) {
     if (!server.key) return;
     const settings = Object.fromEntries(Object.entries(sliders).map(([name, chosen]) => [name, chosen()]));
     try {
-      const [told, prices] = await Promise.all([
-        server.get(`/api/plan?${new URLSearchParams(settings)}`, signal),
-        server.get("/api/prices", signal),
-      ]);
+      const told = await server.get(`/api/plan?${new URLSearchParams(settings)}`, signal);
       setResults(true);
       showToken(told);
-      showMonth(told.month, settings.cached, namedHere(told.month.costs, prices.models));
+      showMonth(told.month, settings.cached);
     } catch (problem) {
       if (problem.name === "AbortError") return;
       setResults(false); // those of other settings would stand under these
@@ -119,19 +113,8 @@ function tokenWords(efficiency) {
   }).join("; ").concat(".");
 }
 
-/**
- * What has a price: {name, the sums of a bill}. The server's own price, a low one that invites to try things, is
- * nobody's offer: it stands under the name of this server where a model that is served here is billed at it, and else
- * nowhere.
- */
-function namedHere(costs, models) {
-  const isBilled = models.some((one) => one.served && one.priced_as === OTHERWISE);
-  return costs
-    .filter(({ model }) => model !== OTHERWISE || isBilled)
-    .map((cost) => ({ ...cost, name: cost.model === OTHERWISE ? HERE : cost.model, total: picodollars(cost.total) }));
-}
-
-function showMonth({ tokens, by_cached: byCached }, cached, costs) {
+function showMonth({ tokens, costs: bills, by_cached: byCached }, cached) {
+  const costs = bills.map((bill) => ({ ...bill, name: bill.model, total: picodollars(bill.total) }));
   const { hit, miss, output } = tokens;
   byId("plan-month-words").textContent =
     `${hit.toLocaleString("en")} tokens cached, ${miss.toLocaleString("en")} read and ${output.toLocaleString("en")} ` +
