@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
 from decimal import Decimal
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
 from narrows.economics.money import PICODOLLARS, picodollars
+from narrows.economics.toml_file import read_toml, shipped_toml, tables_of
 from narrows.economics.work import Kind
 from narrows.errors import NarrowsError, UsageError
 
@@ -128,17 +127,11 @@ class Chips:
 
         NarrowsError, naming file, chip and field, for a file that cannot be read or understood.
         """
-        shipped = _shipped()
-        owned = _owned(_toml(shipped, "chips.toml")["owned"], None)
+        shipped = shipped_toml("chips.toml")
+        owned = _owned(shipped["owned"], None)
         found = {_plain(chip.name): chip for chip in _read(shipped, "chips.toml")}
         for path in paths:
-            try:
-                text = path.read_text(encoding="utf-8")
-            except OSError as error:
-                raise NarrowsError(f"{path} cannot be read ({error.strerror}); give a TOML file of chips.") from None
-            except ValueError as error:
-                raise NarrowsError(f"{path} is not TOML ({error}); correct it.") from None
-            theirs = _read(text, str(path), owned)
+            theirs = _read(read_toml(path, "chips"), str(path), owned)
             try:
                 cls(theirs)
             except UsageError as error:
@@ -172,24 +165,18 @@ class Chips:
         return count, self.find(found[2])
 
 
-def _shipped() -> str:
-    return files("narrows.economics").joinpath("chips.toml").read_text(encoding="utf-8")
-
-
 def _plain(name: str) -> str:
     """A name as it is compared: letters and digits, of any script."""
     return re.sub(r"[\W_]", "", name.casefold())
 
 
-def _read(text: str, source: str, owned: Owned | None = None) -> list[Chip]:
-    """The chips of a TOML text, which may leave out what owning assumes where `owned` says it."""
-    raw = _toml(text, source)
-    tables = raw.pop("chips", None)
-    told = raw.pop("owned", None)
-    if raw or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+def _read(raw: dict[str, Any], source: str, owned: Owned | None = None) -> list[Chip]:
+    """The chips of a file, which may leave out what owning assumes where `owned` says it."""
+    tables = tables_of(raw, "chips", "owned")
+    if tables is None:
         raise NarrowsError(f"{source} is no list of chips; let it hold tables [[chips]], [owned], and nothing else.")
     try:
-        owning = _owned(told, owned)
+        owning = _owned(raw.get("owned"), owned)
     except UsageError as error:
         raise NarrowsError(f"{source}: owned: {error}") from None
     chips = []
@@ -201,13 +188,6 @@ def _read(text: str, source: str, owned: Owned | None = None) -> list[Chip]:
         except UsageError as error:
             raise NarrowsError(f"{source}: {where}: {error}") from None
     return chips
-
-
-def _toml(text: str, source: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text, parse_float=Decimal)
-    except ValueError as error:
-        raise NarrowsError(f"{source} is not TOML ({error}); correct it.") from None
 
 
 def _owned(table: Any, otherwise: Owned | None) -> Owned:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
 from decimal import Decimal
 from difflib import get_close_matches
 from fractions import Fraction
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from narrows.economics.money import picodollars
+from narrows.economics.toml_file import read_toml, shipped_toml, tables_of
 from narrows.errors import NarrowsError, UsageError
 
 Tier = Literal["default", "priority"]
@@ -97,16 +96,10 @@ class PriceBook:
 
         NarrowsError, naming file, model and field, for one that cannot be read or understood.
         """
-        own = _read(files("narrows.economics").joinpath("prices.toml").read_text(encoding="utf-8"), "prices.toml")
+        own = _read(shipped_toml("prices.toml"), "prices.toml")
         if path is None:
             return cls(own)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise NarrowsError(f"{path} cannot be read ({error.strerror}); give a price book, a TOML file.") from None
-        except ValueError as error:
-            raise NarrowsError(f"{path} is not TOML ({error}); correct it.") from None
-        theirs = _read(text, str(path))
+        theirs = _read(read_toml(path, "a price book"), str(path))
         named = {entry.model for entry in theirs}
         try:
             return cls([*(entry for entry in own if entry.model not in named), *theirs])
@@ -164,14 +157,10 @@ class PriceBook:
         return self.entry(model, on).price
 
 
-def _read(text: str, source: str) -> list[Entry]:
-    """The entries of a TOML text. NarrowsError, naming `source`, where it is not one of prices."""
-    try:
-        raw = tomllib.loads(text, parse_float=Decimal)
-    except ValueError as error:
-        raise NarrowsError(f"{source} is not TOML ({error}); correct it.") from None
-    tables = raw.pop("prices", None)
-    if raw or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+def _read(raw: dict[str, Any], source: str) -> list[Entry]:
+    """The entries of a file. NarrowsError, naming `source`, where they are not those of prices."""
+    tables = tables_of(raw, "prices")
+    if tables is None:
         raise NarrowsError(f"{source} is no price book; let it hold tables [[prices]] and nothing else.")
     entries = []
     for number, table in enumerate(tables, start=1):

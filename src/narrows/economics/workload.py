@@ -15,16 +15,15 @@ effort = "high"
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from narrows.economics.chips import HOURS_A_YEAR
 from narrows.economics.prices import Tokens
+from narrows.economics.toml_file import read_toml, tables_of
 from narrows.economics.units import several, share, tokens
 from narrows.errors import NarrowsError, UsageError
 
@@ -91,14 +90,9 @@ class Requests:
 
 def load(path: Path) -> list[Requests]:
     """A file's. NarrowsError, naming file, kind and field, for one that cannot be read or understood."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except OSError as error:
-        raise NarrowsError(f"{path} cannot be read ({error.strerror}); give a workload, a TOML file.") from None
-    except ValueError as error:
-        raise NarrowsError(f"{path} is not TOML ({error}); correct it.") from None
-    tables = raw.pop("requests", None)
-    if raw or not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+    raw = read_toml(path, "a workload")
+    tables = tables_of(raw, "requests")
+    if not tables:
         raise NarrowsError(f"{path} is no workload; let it hold tables [[requests]], and nothing else.")
     found = []
     for number, table in enumerate(tables, start=1):
