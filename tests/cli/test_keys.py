@@ -198,7 +198,10 @@ def test_a_picture_of_many_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("cli.app", ["sqlalchemy", "alembic", "torch"]), ("ledger.ledger", ["alembic", "torch", "psycopg"])],
+    [
+        ("cli.app", ["sqlalchemy", "alembic", "torch", "pydantic", "rich.table"]),
+        ("ledger.ledger", ["alembic", "torch", "psycopg"]),
+    ],
 )
 def test_what_is_slow_is_imported_when_it_is_needed(module: str, absent: list[str]) -> None:
     code = f"import sys, narrows.{module}; print([name for name in {absent} if name in sys.modules])"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from narrows.economics.chips import HOURS_A_YEAR, Chips
+from narrows.economics.chips import Chips
+from narrows.economics.units import HOURS_A_YEAR
 from narrows.errors import NarrowsError, UsageError
 
 CHIPS = Chips.load()

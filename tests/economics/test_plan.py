@@ -19,9 +19,9 @@ from narrows.economics.overview import MOST_CONTEXT, MOST_TOKENS, overview
 from narrows.economics.plan import hosting, of_bill, of_workload
 from narrows.economics.prices import PriceBook, Tokens
 from narrows.economics.storage import history_bytes
-from narrows.economics.units import share, tokens
+from narrows.economics.units import HOURS_A_MONTH, share, tokens
 from narrows.economics.work import decode_work, total
-from narrows.economics.workload import HOURS_A_MONTH, Requests, load
+from narrows.economics.workload import Requests, load
 from narrows.errors import NarrowsError, UsageError
 from narrows.model.precision import Precision
 from tests.economics.test_roofline import CHIP

@@ -14,7 +14,7 @@ from narrows.economics.choose import MOST_NODES, Choice, Target, choose, counts
 from narrows.economics.fit import best_fit, fit, possible
 from narrows.economics.layout import Layout
 from narrows.economics.roofline import Deployment
-from narrows.economics.serving import Demand, break_even, cheapest_layout, deployments, most_at_once, serve
+from narrows.economics.serving import Demand, best_layout, break_even, deployments, most_at_once, serve
 from narrows.economics.step import SIDES
 from narrows.economics.storage import history_bytes
 from narrows.errors import UsageError
@@ -102,14 +102,14 @@ def test_the_most_at_once_is_the_most(demand: Demand, speed: float) -> None:
 def test_the_best_layout_serves_the_most() -> None:
     demand = Demand(32_768, 26_000, 600)
     found = deployments(PRO, CHIP, 8)
-    best = cheapest_layout(found, [demand], 20)
+    best = best_layout(found, [demand], 20)
     assert best is not None
     rates = []
     for deployment in found:
         at_once = most_at_once(deployment, [demand], 20)
         rates.append(serve(deployment, [demand], at_once).requests_per_second if at_once else 0)
     assert best.requests_per_second == max(rates)
-    assert cheapest_layout(found, [demand], 1e6) is None
+    assert best_layout(found, [demand], 1e6) is None
     with pytest.raises(
         UsageError, match="cannot be spread over 67 Test: the 67 chips of a stage do not divide the 256"
     ):

@@ -29,7 +29,7 @@ from narrows.cli.plan_shared import (
     terms_table,
 )
 from narrows.economics.money import PICODOLLARS, shown
-from narrows.economics.workload import HOURS_A_MONTH
+from narrows.economics.units import HOURS_A_MONTH
 from narrows.errors import UsageError
 
 if TYPE_CHECKING:

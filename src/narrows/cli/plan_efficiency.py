@@ -11,7 +11,6 @@ import typer
 
 from narrows.cli.configs import config_of
 from narrows.cli.plan_shared import LETTERS, JsonOption
-from narrows.economics.models import PREDECESSOR
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +23,7 @@ def efficiency(
         list[str] | None,
         typer.Argument(metavar="MODEL", help="Presets, folders or config.json. [default: both published V4 models]"),
     ] = None,
-    against: Annotated[str, typer.Option(metavar="MODEL", help="What they are compared with.")] = PREDECESSOR,
+    against: Annotated[str, typer.Option(metavar="MODEL", help="What they are compared with.")] = "deepseek-v3.2",
     context: Annotated[str, typer.Option(metavar="N", help="The longest context: tokens, or 128K, 1M.")] = "1M",
     explain: Annotated[
         bool, typer.Option("--explain", help="Also show where every operation at the longest context comes from.")

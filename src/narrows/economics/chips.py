@@ -13,10 +13,9 @@ from typing import Any, Self
 
 from narrows.economics.money import PICODOLLARS, picodollars
 from narrows.economics.toml_file import read_toml, shipped_toml, tables_of
+from narrows.economics.units import HOURS_A_YEAR
 from narrows.economics.work import Kind
 from narrows.errors import NarrowsError, UsageError
-
-HOURS_A_YEAR = 8766
 
 _REQUIRED = ("name", "maker", "kind", "memory_gb", "bandwidth_gbs", "bf16_tflops", "node", "facts")
 _NUMBERS = (

@@ -13,16 +13,10 @@ from narrows.economics.chips import Chip
 from narrows.economics.explain import of_chips, of_served
 from narrows.economics.money import PICODOLLARS, plain, shown
 from narrows.economics.prices import Entry, PriceBook, Tokens
-from narrows.economics.serving import (
-    BreakEven,
-    Demand,
-    Served,
-    break_even,
-    cheapest_layout,
-    deployments,
-)
+from narrows.economics.serving import BreakEven, Demand, Served, best_layout, break_even, deployments
+from narrows.economics.units import HOURS_A_MONTH
 from narrows.economics.work import AnyConfig, check_served
-from narrows.economics.workload import EFFORTS, HOURS_A_MONTH, Requests
+from narrows.economics.workload import EFFORTS, Requests
 from narrows.economics.workload import total as total_of
 from narrows.errors import UsageError
 from narrows.model.precision import Precision
@@ -117,7 +111,7 @@ def of_bill(
 @dataclass(frozen=True)
 class Hosted:
     """A model on so many chips, in the layout that serves the month's requests best, or what is in its way; and beside
-    every price of an API the requests from which on the chips are cheaper."""
+    prices of APIs the requests from which on the chips are cheaper."""
 
     model: str
     count: int
@@ -145,21 +139,16 @@ class Hosted:
         served = self.served
         if served is None:
             return told | {"missed": self.missed}
-        return (
-            told
-            | served.told()
-            | {
-                "break_even": [
-                    {
-                        "instead_of": entry.model,
-                        "price_since": entry.since.isoformat(),
-                        "requests_a_month": even.at if even else None,
-                        "reachable": even.reachable if even else None,
-                    }
-                    for entry, even in self.even
-                ],
+        even = [
+            {
+                "instead_of": entry.model,
+                "price_since": entry.since.isoformat(),
+                "requests_a_month": found.at if found else None,
+                "reachable": found.reachable if found else None,
             }
-        )
+            for entry, found in self.even
+        ]
+        return told | served.told() | {"break_even": even}
 
 
 def hosting(
@@ -187,7 +176,7 @@ def hosting(
             except UsageError as error:
                 found.append(Hosted(name, count, chip, None, str(error)))
                 continue
-            served = cheapest_layout(possible, made.demands, speed)
+            served = best_layout(possible, made.demands, speed)
             if served is None:
                 longest = max(demand.context for demand in made.demands)
                 fit = max(deployment.capacity(longest) for deployment in possible)

@@ -11,8 +11,8 @@ from narrows.economics.chips import Chip
 from narrows.economics.layout import Layout, layouts
 from narrows.economics.money import PICODOLLARS
 from narrows.economics.roofline import Deployment
+from narrows.economics.units import HOURS_A_MONTH
 from narrows.economics.work import AnyConfig
-from narrows.economics.workload import HOURS_A_MONTH
 from narrows.errors import UsageError
 from narrows.model.precision import Precision
 
@@ -181,7 +181,7 @@ def deployments(
     return found
 
 
-def cheapest_layout(found: Iterable[Deployment], demands: Sequence[Demand], speed: float) -> Served | None:
+def best_layout(found: Iterable[Deployment], demands: Sequence[Demand], speed: float) -> Served | None:
     """The layout that serves the most such requests, each at `speed` tokens a second or more; None where none does."""
     best: Served | None = None
     for deployment in found:

@@ -9,6 +9,10 @@ from typing import Any
 
 from narrows.errors import UsageError
 
+HOURS_A_YEAR = 8766
+
+HOURS_A_MONTH = HOURS_A_YEAR / 12
+
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
 

@@ -21,15 +21,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from narrows.economics.chips import HOURS_A_YEAR
 from narrows.economics.prices import Tokens
 from narrows.economics.toml_file import read_toml, tables_of
-from narrows.economics.units import several, share, tokens
+from narrows.economics.units import HOURS_A_MONTH, several, share, tokens
 from narrows.errors import NarrowsError, UsageError
 
 EFFORTS = ("none", "high", "max")
-
-HOURS_A_MONTH = HOURS_A_YEAR / 12
 
 _PER = {"hour": HOURS_A_MONTH, "day": HOURS_A_MONTH / 24, "month": 1.0}
 
