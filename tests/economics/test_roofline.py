@@ -328,3 +328,32 @@ def test_every_layout_that_is_found_can_be(config: AnyConfig, count: int) -> Non
         layout.check(config, CHIP, count)
         assert Layout.parse(str(layout)) == layout
         Deployment(config, CHIP, layout).step(1, 1)
+
+
+@pytest.mark.parametrize("config", [PRO, FLASH, V32])
+def test_what_has_heads_is_shared_and_nothing_else(config: AnyConfig) -> None:
+    """Of weights: projections of all heads, and the vocabulary's; experts are spread."""
+    shared = {"query up", "output down", "output up", "latent up", "output", "head", "embedding"}
+    found = weights(config)
+    on_a_chip = sum(
+        weight.bytes
+        / (8 if weight.component == "routed experts" or (weight.name in shared and weight.component != "norms") else 1)
+        for weight in found
+    )
+    assert Deployment(config, CHIP, Layout(8)).weight_bytes == pytest.approx(on_a_chip)
+    # Of products: those with these weights, and attention itself, of 64 rows behind 8 chips.
+    alone, group = (Deployment(config, CHIP, layout).step(8, 100_000) for layout in (Layout(), Layout(8)))
+    times = {part.name: part.seconds for part in alone.parts if part.side == "products"}
+    for part in group.parts:
+        if part.side == "products":
+            # Eight rows on eight chips: shared or not, an eighth; a single one tells them apart.
+            assert part.seconds == pytest.approx(times[part.name] / 8)
+    alone, group = (Deployment(config, CHIP, layout).step(1, 100_000) for layout in (Layout(), Layout(8)))
+    times = {part.name: part.seconds for part in alone.parts if part.side == "products"}
+    split = {
+        part.name
+        for part in group.parts
+        if part.side == "products" and part.seconds < 0.99 * times[part.name] and "routed" not in part.name
+    }
+    projections = {f"attention projections: {name}" for name in ("query up", "absorbed", "output")} & times.keys()
+    assert split == projections | {name for name in times if name.startswith("attention core")} | {"head: logits"}
