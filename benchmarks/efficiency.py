@@ -35,41 +35,38 @@ from narrows.model.v32.step import layout_of
 DTYPE, PRECISION = torch.bfloat16, Precision.BF16
 LAYERS, EXPERTS = 6, 16
 
+
+def _halved(config: AnyConfig, *names: str) -> dict[str, int]:
+    """These fields, half as large."""
+    return {name: getattr(config, name) // 2 for name in names}
+
+
 NEW: ModelConfig = PRO.model_copy(
-    update={
-        "vocab_size": PRO.vocab_size // 2,
-        "hidden_size": PRO.hidden_size // 2,
+    update=_halved(
+        PRO,
+        *("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "qk_rope_head_dim", "q_lora_rank"),
+        *("o_groups", "o_lora_rank", "index_n_heads", "index_head_dim", "moe_intermediate_size"),
+    )
+    | {
         "num_hidden_layers": LAYERS,
         "layer_types": (LayerKind.HCA, LayerKind.CSA) * (LAYERS // 2),
         "num_hash_layers": 0,
         "num_nextn_predict_layers": 0,
-        "num_attention_heads": PRO.num_attention_heads // 2,
-        "head_dim": PRO.head_dim // 2,
-        "qk_rope_head_dim": PRO.qk_rope_head_dim // 2,
-        "q_lora_rank": PRO.q_lora_rank // 2,
-        "o_groups": PRO.o_groups // 2,
-        "o_lora_rank": PRO.o_lora_rank // 2,
-        "index_n_heads": PRO.index_n_heads // 2,
-        "index_head_dim": PRO.index_head_dim // 2,
-        "moe_intermediate_size": PRO.moe_intermediate_size // 2,
         "n_routed_experts": EXPERTS,
     }
 )
 OLD: V32Config = V32.model_copy(
-    update={
+    update=_halved(
+        V32,
+        *("num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+        *("index_n_heads", "index_head_dim"),
+    )
+    | {
         "vocab_size": NEW.vocab_size,
         "hidden_size": NEW.hidden_size,
         "num_hidden_layers": LAYERS,
         "first_k_dense_replace": 0,
         "max_position_embeddings": NEW.max_position_embeddings,
-        "num_attention_heads": V32.num_attention_heads // 2,
-        "q_lora_rank": V32.q_lora_rank // 2,
-        "kv_lora_rank": V32.kv_lora_rank // 2,
-        "qk_nope_head_dim": V32.qk_nope_head_dim // 2,
-        "qk_rope_head_dim": V32.qk_rope_head_dim // 2,
-        "v_head_dim": V32.v_head_dim // 2,
-        "index_n_heads": V32.index_n_heads // 2,
-        "index_head_dim": V32.index_head_dim // 2,
         "moe_intermediate_size": NEW.moe_intermediate_size,
         "n_routed_experts": EXPERTS,
         "num_experts_per_tok": NEW.num_experts_per_tok,

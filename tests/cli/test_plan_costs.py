@@ -13,18 +13,7 @@ import pytest
 from narrows.economics import measure
 from narrows.economics.chips import Chips
 from tests.cli.conftest import Plan
-
-WORKLOAD = """
-[[requests]]
-name = "agents"
-count = 5000
-per = "day"
-prompt = "32K"
-cached = "80%"
-output = 600
-reasoning = { high = 1500, max = 9000 }
-effort = "high"
-"""
+from tests.economics.test_plan import AGENTS
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +26,7 @@ def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def workload(tmp_path: Path) -> str:
     file = tmp_path / "workload.toml"
-    file.write_text(WORKLOAD)
+    file.write_text(AGENTS)
     return str(file)
 
 

@@ -92,7 +92,7 @@ def test_names_and_their_ends() -> None:
     assert {name: known(name) for name in names} == names
 
 
-WORKLOAD = """
+AGENTS = """
 [[requests]]
 name = "agents"
 count = 5000
@@ -102,7 +102,8 @@ cached = "80%"
 output = 600
 reasoning = { high = 1500, max = 9000 }
 effort = "high"
-
+"""
+WORKLOAD = f"""{AGENTS}
 [[requests]]
 count = 30000
 prompt = 2000

@@ -181,6 +181,7 @@ def test_chips_that_only_hinder_stay_idle() -> None:
     assert made.step is not None
     written = 1900 / made.step.seconds * 3600
     assert made.dollars_per_million == pytest.approx(19 * 3 / written * 1e6)  # idle ones are paid
+    assert dict(made.explain())["all chips an hour"] == "$57 = 19 × $3"
 
 
 def test_of_users_who_do_not_fit_those_are_told_who_do() -> None:

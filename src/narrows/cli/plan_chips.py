@@ -83,12 +83,7 @@ def chips(
 
     known = chips_of(chip_file)
     if listed:
-        if as_json:
-            print(json.dumps({"chips": [chip.told() for chip in known.all]}, indent=2))
-        else:
-            print_tables(_data(known.all))
-            if explain:
-                print(_sources(known.all))
+        _list(known.all, explain=explain, as_json=as_json)
         return
     stock: dict[str, tuple[int | None, Chip]] = {chip.name: (None, chip) for chip in known.all}
     if have:
@@ -125,6 +120,17 @@ def chips(
     )
 
 
+def _list(known: Iterable[Chip], *, explain: bool, as_json: bool) -> None:
+    from narrows.cli.tables import print_tables
+
+    if as_json:
+        print(json.dumps({"chips": [chip.told() for chip in known]}, indent=2))
+        return
+    print_tables(_data(known))
+    if explain:
+        print(_sources(known))
+
+
 def _has_number(text: str) -> bool:
     import re
 
@@ -142,7 +148,6 @@ def _choices(found: list[Choice]) -> list[Table]:
         if served is None:
             misses.add_row(choice.chip.name, choice.missed)
             continue
-        step = served.deployment.step(served.at_once, served.demands[0].halfway)
         meets.add_row(
             f"{served.chips}x{choice.chip.name}",
             str(served.deployment.layout),
@@ -152,7 +157,7 @@ def _choices(found: list[Choice]) -> list[Table]:
             figure(served.tokens_per_second),
             duration(served.first_token_seconds),
             money(served.dollars_per_million_output),
-            step.binds,
+            served.step.binds if served.step else "–",
         )
     return [one for one in (meets, misses) if one.row_count]
 

@@ -8,9 +8,7 @@ from typing import Any
 
 from narrows.economics.chips import Chip
 from narrows.economics.explain import of_chips, of_memory, of_served
-from narrows.economics.layout import layouts
-from narrows.economics.roofline import Deployment
-from narrows.economics.serving import Demand, Served, serve
+from narrows.economics.serving import Demand, Served, in_every_layout, serve
 from narrows.economics.work import AnyConfig, check_served
 from narrows.model.precision import Precision
 
@@ -50,9 +48,8 @@ class Choice:
         """As JSON."""
         if self.served is None:
             return {"chip": self.chip.name, "missed": self.missed}
-        step = self.served.deployment.step(self.served.at_once, self.served.demands[0].halfway)
         told = {"chip": self.chip.name, "chips": self.served.chips, "bought": self.chip.bought, "bare": self.chip.bare}
-        return told | self.served.told() | {"binds": step.binds}
+        return told | self.served.told()
 
 
 def choose(
@@ -95,7 +92,7 @@ def _choice(
     missed = "no layout divides the model"
     for count in counts(chip, most):
         best: Served | None = None
-        found = [Deployment(config, chip, layout, precision, reached) for layout in layouts(config, chip, count)]
+        found = in_every_layout(config, chip, count, precision, reached)
         capacity = max((deployment.capacity(target.demand.context) for deployment in found), default=0)
         if found:
             missed = f"{count} hold {capacity:,} of {target.users:,} users"

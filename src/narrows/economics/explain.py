@@ -30,8 +30,8 @@ def of_memory(deployment: Deployment, context: int) -> Iterator[Line]:
     yield "memory for us", f"{deployment.memory / 1e9:,.4g} GB = {chip.memory / 1e9:,.4g} GB less {ROOM:.0%}"
     yield from deployment.explain_weights()
     each, left = deployment.request_bytes(context), deployment.memory - deployment.weight_bytes
-    for read in kept(deployment.config, context, deployment.precision):
-        yield f"a history: {read.component}", f"{read.bytes / 1e9:,.4g} GB = {read.terms}"
+    for part in kept(deployment.config, context, deployment.precision):
+        yield f"a history: {part.component}", f"{part.bytes / 1e9:,.4g} GB = {part.terms}"
     share = f"{deployment.stage_share:.4g} of it on each chip of a stage"
     yield "a history on a chip", f"{each / 1e9:,.4g} GB: {share}, in whole blocks and with the state beside them"
     groups = deployment.layout.data
@@ -39,8 +39,8 @@ def of_memory(deployment: Deployment, context: int) -> Iterator[Line]:
     yield "requests that fit", f"{deployment.capacity(context):,} = {terms}"
 
 
-def of_step(name: str, step: Step, times: str = "") -> Iterator[Line]:
-    """Its parts, and how they add up; `times`: what comes of it."""
+def of_step(name: str, step: Step, where: str = "") -> Iterator[Line]:
+    """Its parts, and how they add up; `where`: what is to be said beside."""
     for side in SIDES:
         for part in step.parts:
             if part.side == side:
@@ -50,7 +50,7 @@ def of_step(name: str, step: Step, times: str = "") -> Iterator[Line]:
         name,
         f"{step.seconds * 1e3:.4g} ms = {step.stages} stages × ((the longer of {products * 1e3:.4g} ms of products and "
         f"{memory * 1e3:.4g} ms of memory, + {step.of('links') * 1e3:.4g} ms of links) ÷ {step.reached:.4g} reached + "
-        f"{step.of('latency') * 1e3:.4g} ms of latency){times}",
+        f"{step.of('latency') * 1e3:.4g} ms of latency){where}",
     )
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from narrows.economics.chips import Chip
 from narrows.economics.choose import counts
 from narrows.economics.explain import of_chips, of_first_token, of_memory, of_step
-from narrows.economics.layout import layouts
 from narrows.economics.money import PICODOLLARS
 from narrows.economics.roofline import Deployment
-from narrows.economics.serving import deployments
+from narrows.economics.serving import deployments, in_every_layout, last
 from narrows.economics.step import SIDES, Step
 from narrows.economics.work import AnyConfig, check_served
 from narrows.errors import UsageError
@@ -94,7 +93,7 @@ class Fit:
             return
         yield from of_step(f"a step of {self.now:,}", step)
         yield from of_first_token(self.deployment, self.context)
-        yield from of_chips(chip, chips)
+        yield from of_chips(chip, self.chips)
         if self.dollars_per_million is not None:
             hour = 3600 / step.seconds * self.now
             yield "a million written", f"${self.dollars_per_million:,.4g}, of {hour:,.0f} tokens an hour"
@@ -160,7 +159,7 @@ def possible(
     there is none."""
     found = deployments(config, chip, count, precision=precision, reached=reached)
     for fewer in range(count - count // 4, count):
-        found += [Deployment(config, chip, layout, precision, reached) for layout in layouts(config, chip, fewer)]
+        found += in_every_layout(config, chip, fewer, precision, reached)
     return found
 
 
@@ -170,18 +169,10 @@ def _possible(like: Deployment, count: int) -> list[Deployment]:
 
 def _most(like: Deployment, count: int, context: int) -> int:
     """The most such requests that so many chips hold, in any layout."""
-    found = layouts(like.config, like.chip, count)
-    made = [Deployment(like.config, like.chip, layout, like.precision) for layout in found]
-    return max((deployment.capacity(context) for deployment in made), default=0)
+    found = in_every_layout(like.config, like.chip, count, like.precision, like.reached)
+    return max((deployment.capacity(context) for deployment in found), default=0)
 
 
 def _longest(like: Deployment, count: int, users: int, context: int) -> int:
     """The longest context, in multiples of 1,024, of which so many requests fit; 0 where none does."""
-    low, high = 0, context // 1024
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _most(like, count, middle * 1024) >= users:
-            low = middle
-        else:
-            high = middle - 1
-    return low * 1024
+    return 1024 * last(context // 1024, lambda blocks: _most(like, count, 1024 * blocks) >= users)

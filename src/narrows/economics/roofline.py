@@ -156,10 +156,10 @@ class Deployment:
         there are as many, and every stage a chunk of its own."""
         if not tokens:
             return 0.0
-        groups = min(requests, self.layout.data)
-        step = self.prefill_step(tokens, past, groups=groups)
         if requests == 1:
             return self.first_token_seconds(tokens, past)
+        groups = min(requests, self.layout.data)
+        step = self.prefill_step(tokens, past, groups=groups)
         return ceil(tokens / self.chunk) * step.stage_seconds / groups
 
     # -- their parts ----------------------------------------------------------------------------------------------

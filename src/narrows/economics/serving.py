@@ -11,6 +11,7 @@ from narrows.economics.chips import Chip
 from narrows.economics.layout import Layout, layouts
 from narrows.economics.money import PICODOLLARS
 from narrows.economics.roofline import Deployment
+from narrows.economics.step import Step
 from narrows.economics.units import HOURS_A_MONTH
 from narrows.economics.work import AnyConfig
 from narrows.errors import UsageError
@@ -44,8 +45,8 @@ class Demand:
 class Served:
     """A deployment that serves a mix of requests, so many of them at once.
 
-    `prefill_seconds` and `decode_seconds` are what an average request takes of all chips; `step_seconds` is the longest
-    step of any kind that writes, 0 where none does. `hours`: of a month, those in which requests come.
+    `prefill_seconds` and `decode_seconds` are what an average request takes of all chips; `step` is the longest of any
+    kind that writes, None where none does. `hours`: of a month, those in which requests come.
     """
 
     deployment: Deployment
@@ -53,8 +54,13 @@ class Served:
     at_once: int
     prefill_seconds: float
     decode_seconds: float
-    step_seconds: float
+    step: Step | None
     hours: float = HOURS_A_MONTH
+
+    @property
+    def step_seconds(self) -> float:
+        """Of the longest step; 0 where nothing is written."""
+        return 0.0 if self.step is None else self.step.seconds
 
     @property
     def chips(self) -> int:
@@ -125,6 +131,7 @@ class Served:
             "reached": self.deployment.reached,
             "at_once": self.at_once,
             "requests_per_second": self.requests_per_second,
+            "binds": self.step.binds if self.step else None,
             "tokens_per_second_each": self.tokens_per_second if self.step_seconds else None,
             "first_token_seconds": self.first_token_seconds,
             "dollars_an_hour": self.hourly,
@@ -138,14 +145,15 @@ class Served:
 def serve(deployment: Deployment, demands: Sequence[Demand], at_once: int) -> Served:
     """So many such requests at once, whether or not they fit. UsageError for requests that take nothing: known prompts
     behind which nothing is written."""
-    prefill = decode = longest = 0.0
+    prefill = decode = 0.0
+    longest: Step | None = None
     for demand in demands:
         miss = demand.prompt - demand.hit
         prefill += demand.share * deployment.prefill_seconds(miss, demand.hit, requests=at_once)
         if demand.output:
-            step = deployment.step(at_once, demand.halfway).seconds
-            decode += demand.share * demand.output * step / at_once
-            longest = max(longest, step)
+            step = deployment.step(at_once, demand.halfway)
+            decode += demand.share * demand.output * step.seconds / at_once
+            longest = step if longest is None else max(longest, step, key=lambda one: one.seconds)
     if not prefill + decode:
         raise UsageError("such requests take nothing: their prompts are known and they write nothing.")
     return Served(deployment, tuple(demands), at_once, prefill, decode, longest)
@@ -155,10 +163,10 @@ def most_at_once(deployment: Deployment, demands: Sequence[Demand], speed: float
     """The most requests at once that fit, each as if it were the longest, and write `speed` tokens a second each;
     0 where one alone does not."""
     fitting = deployment.capacity(max(demand.context for demand in demands))
-    return _last(fitting, lambda number: serve(deployment, demands, number).tokens_per_second >= speed)
+    return last(fitting, lambda number: serve(deployment, demands, number).tokens_per_second >= speed)
 
 
-def _last(most: int, holds: Callable[[int], bool]) -> int:
+def last(most: int, holds: Callable[[int], bool]) -> int:
     """The last of 1 ... most for which it holds, where it holds up to some number; 0 for none."""
     low, high = 0, most
     while low < high:
@@ -170,11 +178,18 @@ def _last(most: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
+def in_every_layout(
+    config: AnyConfig, chip: Chip, count: int, precision: Precision, reached: float
+) -> list[Deployment]:
+    """On so many chips, in every layout that can be; nothing where there is none."""
+    return [Deployment(config, chip, layout, precision, reached) for layout in layouts(config, chip, count)]
+
+
 def deployments(
     config: AnyConfig, chip: Chip, count: int, *, precision: Precision = Precision.OFFICIAL, reached: float = 1.0
 ) -> list[Deployment]:
-    """In every layout that can be. UsageError where there is none."""
-    found = [Deployment(config, chip, layout, precision, reached) for layout in layouts(config, chip, count)]
+    """The same. UsageError where there is none."""
+    found = in_every_layout(config, chip, count, precision, reached)
     if not found:
         obstacle = Layout(data=count).obstacle(config, chip, count)
         raise UsageError(f"the model cannot be spread over {count} {chip.name}: {obstacle}.")
