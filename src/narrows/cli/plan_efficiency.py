@@ -41,7 +41,8 @@ def efficiency(
     from narrows.cli.output import aside
     from narrows.cli.tables import print_tables
     from narrows.economics.efficiency import contexts_up_to, curve
-    from narrows.economics.plot import check_picture, plot_efficiency
+    from narrows.economics.picture import check_picture
+    from narrows.economics.plot import plot_efficiency
     from narrows.economics.units import tokens
     from narrows.economics.work import decode_work
 

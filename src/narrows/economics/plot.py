@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from narrows.economics.efficiency import Cost
-from narrows.errors import NarrowsError, UsageError
-
-_PICTURES = (".png", ".svg", ".pdf")
-
-
-def check_picture(file: Path) -> None:
-    """UsageError for a kind of picture that is not drawn."""
-    if file.suffix.lower() not in _PICTURES:
-        raise UsageError(f"{file} cannot be drawn; name a .png, .svg or .pdf file.")
+from narrows.economics.picture import blank, check_picture
 
 
 def plot_efficiency(curves: Mapping[str, Sequence[Cost]], file: Path) -> None:
@@ -24,11 +16,7 @@ def plot_efficiency(curves: Mapping[str, Sequence[Cost]], file: Path) -> None:
     NarrowsError where matplotlib is not installed, UsageError for a kind of picture that it does not draw. OSError.
     """
     check_picture(file)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise NarrowsError("a plot needs matplotlib, which is not installed; pip install matplotlib.") from None
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = blank(11, 4.5)
     work, kept = figure.subplots(1, 2)
     for name, costs in curves.items():
         contexts = [cost.context for cost in costs]

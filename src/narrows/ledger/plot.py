@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from narrows.economics.money import PICODOLLARS
-from narrows.errors import NarrowsError, UsageError
+from narrows.economics.picture import blank, check_picture
 from narrows.ledger.usage import Sum
 
 _MOST = 9
@@ -24,10 +24,7 @@ def plot_usage(rows: Sequence[Sum], file: Path) -> None:
 
     NarrowsError where matplotlib is not installed, UsageError for a kind of picture that it does not draw. OSError.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise NarrowsError("a plot needs matplotlib, which is not installed; pip install matplotlib.") from None
+    check_picture(file)
     costs: dict[str, dict[date, int]] = {}
     for row in rows:
         assert row.day is not None
@@ -36,7 +33,7 @@ def plot_usage(rows: Sequence[Sum], file: Path) -> None:
     names = sorted(costs, key=lambda name: (-sum(costs[name].values()), name))
     first, last = (pick(day for of_day in costs.values() for day in of_day) for pick in (min, max))
     days: list[Any] = [first + timedelta(days=number) for number in range((last - first).days + 1)]
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = blank(9, 5)
     axes = figure.add_subplot()
     bottom = [0] * len(days)
     for place, name in enumerate([*names[:_MOST], *(["others"] if names[_MOST:] else [])]):
@@ -64,7 +61,4 @@ def plot_usage(rows: Sequence[Sum], file: Path) -> None:
     axes.set_xlim(days[0] - margin, days[-1] + margin)
     figure.legend(loc="outside right upper")
     figure.autofmt_xdate()
-    try:
-        figure.savefig(file, dpi=120)
-    except ValueError as error:
-        raise UsageError(f"{file} cannot be drawn ({error}); name a .png, .svg or .pdf file.") from None
+    figure.savefig(file, dpi=120)
